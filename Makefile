@@ -1,0 +1,42 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup run test sync clean
+
+PYTHON3 ?= python3
+VENV ?= .venv
+DATA ?= phantom
+RUN ?= $(if $(filter phantom,$(DATA)),phantom,$(error RUN=name is required with DATA=))
+PRESET ?= quick
+NOTEBOOKS := 01_eda 02_transforms 03_train 04_postprocess_submit
+PAPERMILL = $(VENV)/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
+PARAMETERS = -p preset $(PRESET) -r data_root "$(DATA)" -r run "$(RUN)" $(ARGS)
+
+# An environment that several clones share never imports the other clone's code.
+export PYTHONPATH := $(CURDIR)
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.ctseg ## make the environment in VENV (default .venv), or complete one that exists
+
+$(VENV)/.ctseg: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON3) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	touch $@
+
+run: setup ## all four notebooks on DATA (default the phantom) into runs/RUN; PRESET=quick|baseline|strong ARGS="-p name value"
+	mkdir -p "runs/$(RUN)"
+	for name in $(NOTEBOOKS); do \
+	    $(PAPERMILL) notebooks/$$name.ipynb "runs/$(RUN)/running.ipynb" $(PARAMETERS) || exit 1; \
+	    mv "runs/$(RUN)/running.ipynb" "runs/$(RUN)/$$name.ipynb"; done
+	$(VENV)/bin/python -m ctseg.report "runs/$(RUN)"
+
+test: setup ## the test suite
+	$(VENV)/bin/python -m pytest
+
+sync: setup ## bring the .ipynb and .py of each pair in step, the newer one wins
+	$(VENV)/bin/jupytext --sync notebooks/*.py
+
+clean: ## remove caches and builds; never data, runs or notebooks
+	rm -rf build *.egg-info .pytest_cache
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

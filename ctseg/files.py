@@ -1,0 +1,58 @@
+"""Files that are either whole or absent, and folders with one writer at a time."""
+
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a path to write to; when the block ends without an error it replaces `path` in one step, so that no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold `folder` for one writer; the operating system releases the lock when the process dies, however it dies.
+
+    Raises:
+        RuntimeError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"{folder} is being written by another process; wait for it, stop it, or choose another run name") from None
+        yield
+
+
+def write_json(content: dict, path: Path) -> None:
+    """Write JSON that a person can read, atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(rows: list[dict], path: Path) -> None:
+    """Write rows with the keys of the first as columns, atomically; no rows make an empty file."""
+    with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        if rows:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict]:
+    """Read what `write_csv` wrote; all values are text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

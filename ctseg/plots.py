@@ -1,0 +1,135 @@
+"""Figures and tables for the notebooks; each function returns a Matplotlib figure, or HTML for a table."""
+
+import html
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from torch import Tensor
+
+TRUTH, PREDICTION = "lime", "magenta"
+
+
+def table(rows: Sequence[Mapping], *, most: int = 20) -> HTML:
+    """Show rows, with the keys of the first as columns, as an HTML table; numbers with four decimals, at most `most` rows."""
+    if not rows:
+        return HTML("<p>no rows</p>")
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(as_text(value))}</td>" for value in row.values()) + "</tr>" for row in rows[:most])
+    more = f"<p>… {len(rows) - most} more rows</p>" if len(rows) > most else ""
+    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}")
+
+
+def as_text(value) -> str:
+    """Floats with four decimals, the rest as it is."""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def new_axes(n: int, *, columns: int, size: float, height: float | None = None) -> tuple[Figure, np.ndarray]:
+    """A figure of n axes in a grid, each `size` inches wide; surplus places stay empty."""
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (height or size)), squeeze=False, layout="constrained")
+    for spare in axes.flat[n:]:
+        spare.axis("off")
+    plt.close(figure)  # returned, and so shown once, by the cell that asked for it
+    return figure, axes.flat[:n]
+
+
+def plot_distributions(descriptions: Sequence[Mapping]) -> Figure:
+    """Histograms of width, height, aspect and mask area of `describe_cases`' rows."""
+    names = {"width": "width, pixels", "height": "height, pixels", "aspect": "height / width", "mask_area": "mask, share of the image"}
+    figure, axes = new_axes(len(names), columns=4, size=3.2, height=2.6)
+    for axis, (name, text) in zip(axes, names.items()):
+        axis.hist([row[name] for row in descriptions], bins=30)
+        axis.set(xlabel=text, ylabel="images")
+    return figure
+
+
+def plot_colours(descriptions: Sequence[Mapping]) -> Figure:
+    """Histograms of each channel's mean and standard deviation, in grey values 0 … 255."""
+    figure, axes = new_axes(2, columns=2, size=4.5, height=2.8)
+    for axis, statistic, text in zip(axes, ("mean", "std"), ("mean of an image", "standard deviation within an image")):
+        for channel, colour in zip("rgb", ("tab:red", "tab:green", "tab:blue")):
+            axis.hist([row[f"{statistic}_{channel}"] for row in descriptions], bins=40, histtype="step", color=colour, label=channel)
+        axis.set(xlabel=text, ylabel="images")
+        axis.legend()
+    return figure
+
+
+def show_case(axis, image: np.ndarray, *, truth: np.ndarray | None = None, pred_mask: np.ndarray | None = None, title: str = "") -> None:
+    """Draw an image (H, W, 3) with the outlines of its true mask (green) and of the predicted one (magenta)."""
+    axis.imshow(image)
+    for mask, colour in ((truth, TRUTH), (pred_mask, PREDICTION)):
+        if mask is not None and mask.any() and not mask.all():
+            axis.contour(mask, levels=[0.5], colors=colour, linewidths=1.2)
+    axis.set_title(title, fontsize=8)
+    axis.axis("off")
+
+
+def plot_cases(images, truths=None, pred_masks=None, *, titles=None, columns: int = 6) -> Figure:
+    """A sheet of images (H, W, 3) with outlines: truth green, prediction magenta; the lists are as long as each other or None."""
+    figure, axes = new_axes(len(images), columns=min(columns, len(images)), size=2.1)
+    blank = [None] * len(images)
+    for axis, image, truth, pred_mask, title in zip(axes, images, truths or blank, pred_masks or blank, titles or [""] * len(images)):
+        show_case(axis, image, truth=truth, pred_mask=pred_mask, title=title)
+    return figure
+
+
+def plot_triptychs(images, truths, pred_masks, *, titles) -> Figure:
+    """One row a case: image, true mask, predicted mask."""
+    figure, axes = new_axes(3 * len(images), columns=3, size=2.4, height=2.1)
+    for index, (image, truth, pred_mask, title) in enumerate(zip(images, truths, pred_masks, titles)):
+        panels = ((image, title), (truth, "truth"), (pred_mask, "prediction"))
+        for axis, (panel, text) in zip(axes[3 * index : 3 * index + 3], panels):
+            axis.imshow(panel, cmap="gray", vmin=0, vmax=1 if panel.dtype == bool else 255)
+            axis.set_title(text, fontsize=8)
+            axis.axis("off")
+    return figure
+
+
+def plot_batch(images: Tensor, targets: Tensor, *, titles=None, columns: int = 6) -> Figure:
+    """A sheet of a batch, images (B, 3, S, S) and targets (B, 1, S, S) in [0, 1], each target outlined at one half."""
+    pictures = list(images.permute(0, 2, 3, 1).clamp(0, 1).numpy())
+    return plot_cases(pictures, list(targets[:, 0].numpy() > 0.5), titles=titles, columns=columns)
+
+
+def plot_history(histories: Mapping[int, Sequence[Mapping]]) -> Figure:
+    """Curves over the epochs, a line a fold: losses, Dice on training batches and on validation, learning rate."""
+    figure, axes = new_axes(3, columns=3, size=4, height=2.8)
+    for fold, history in histories.items():
+        epochs = [row["epoch"] for row in history]
+        axes[0].plot(epochs, [row["loss"] for row in history], label=f"fold {fold}, combined")
+        axes[0].plot(epochs, [row["bce"] for row in history], "--", label=f"fold {fold}, BCE")
+        axes[1].plot(epochs, [row["val_dice"] for row in history], label=f"fold {fold}, validation")
+        axes[1].plot(epochs, [row["dice"] for row in history], "--", label=f"fold {fold}, training batches")
+        axes[2].plot(epochs, [row["lr"] for row in history], label=f"fold {fold}")
+    for axis, text in zip(axes, ("loss", "Dice", "learning rate at the epoch's end")):
+        axis.set(xlabel="epoch", ylabel=text)
+        axis.legend(fontsize=7)
+    return figure
+
+
+def plot_steps(rows: Sequence[Mapping]) -> Figure:
+    """The gain of each combination of post-processing steps over none, with its interval; chosen ones filled."""
+    rows = [row for row in rows if row["steps"] != "none"]
+    figure, (axis,) = new_axes(1, columns=1, size=7, height=1.9)
+    for place, row in enumerate(rows):
+        spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]
+        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color="tab:blue", mfc="tab:blue" if row["chosen"] else "white", capsize=4)
+    axis.axvline(0, color="grey", linewidth=1)
+    axis.set(yticks=range(len(rows)), yticklabels=[row["steps"] for row in rows], xlabel="validation Dice gained over none, 95 % interval")
+    axis.margins(y=0.4)
+    return figure
+
+
+def plot_scores(scores: Mapping[str, float]) -> Figure:
+    """Histogram of the Dice of each image, with the mean marked."""
+    values = np.array(list(scores.values()))
+    figure, (axis,) = new_axes(1, columns=1, size=6, height=2.4)
+    axis.hist(values, bins=np.linspace(0, 1, 41))
+    axis.axvline(values.mean(), color="tab:red", label=f"mean {values.mean():.4f}")
+    axis.set(xlabel="Dice of an image", ylabel="images")
+    axis.legend()
+    return figure

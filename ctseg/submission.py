@@ -1,0 +1,104 @@
+"""The file that is submitted: `ID,Mask` with run-length codes, refused unless it is complete and fits the images."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ctseg.data import Case, read_size
+from ctseg.files import atomic_path
+
+COLUMNS = ["ID", "Mask"]
+
+
+def encode_rle(mask: np.ndarray, order: str = "C") -> str:
+    """Encode a mask, bool (H, W), as "start length start length …" with 1-indexed starts; an empty mask gives "".
+
+    `order` is "C" for row-major, which this contest's accepted submissions use, or "F" for column-major, which many others use.
+    """
+    flat = np.asarray(mask, dtype=bool).ravel(order=order)
+    edges = np.flatnonzero(np.diff(flat, prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
+    return " ".join(map(str, np.stack([starts + 1, ends - starts], axis=1).ravel().tolist()))
+
+
+def decode_rle(rle: str, shape: tuple[int, int], order: str = "C") -> np.ndarray:
+    """Decode `encode_rle`'s text to a bool mask of `shape` (H, W).
+
+    Raises:
+        ValueError: not whole numbers, an odd count, a run of no length, runs that overlap or descend, or a run beyond the mask.
+    """
+    try:
+        numbers = np.array(rle.split(), dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"run-length code is not made of whole numbers: {error}; expected 'start length start length …'") from None
+    size = shape[0] * shape[1]
+    if len(numbers) % 2:
+        raise ValueError(f"run-length code has {len(numbers)} numbers; expected pairs of start and length")
+    starts, lengths = numbers[::2] - 1, numbers[1::2]
+    ends = starts + lengths
+    if np.any(lengths < 1) or np.any(starts < 0) or np.any(starts[1:] < ends[:-1]):
+        raise ValueError("run-length code has runs that are empty, overlap or descend; expected ascending starts from 1 and lengths from 1")
+    if len(ends) and ends[-1] > size:
+        raise ValueError(f"run-length code ends at pixel {ends[-1]}, but a mask of {shape} has {size}; encode at the image's own size")
+    changes = np.zeros(size + 1, np.int8)
+    np.add.at(changes, starts, 1)
+    np.add.at(changes, ends, -1)
+    return np.cumsum(changes[:-1], dtype=np.int8).astype(bool).reshape(shape, order=order)
+
+
+def write_submission(path: Path, predictions: Iterable[tuple[str, np.ndarray]], cases: Sequence[Case]) -> None:
+    """Write `ID,Mask` for exactly the test cases, read it back and check it; nothing is left at `path` if anything is wrong.
+
+    Args:
+        predictions: (image_id, mask), mask bool (H, W) at the image's own size; may be a generator, one mask is held at a time.
+        cases: the test images; rows are in their order.
+
+    Raises:
+        ValueError: a mask of another size than its image, or an id that is unknown, missing or there twice.
+    """
+    sizes = {case.image_id: read_size(case.image) for case in cases}
+    rles: dict[str, str] = {}
+    for image_id, mask in predictions:
+        if image_id not in sizes or image_id in rles:
+            raise ValueError(f"prediction for {image_id!r}, which is {'there twice' if image_id in rles else 'no test image'}; expected each test image once")
+        if mask.shape != sizes[image_id]:
+            raise ValueError(f"the mask of {image_id!r} is {mask.shape}, its image {sizes[image_id]} (H, W); undo the frame before the threshold")
+        rles[image_id] = encode_rle(mask)
+    with atomic_path(path) as partial:
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows((image_id, rles[image_id]) for image_id in sizes if image_id in rles)
+        check_submission(partial, cases)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Read the rows of a submission; ValueError if the columns are not `ID,Mask`."""
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != COLUMNS:
+            raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {COLUMNS}, without a byte-order mark")
+        csv.field_size_limit(2**31 - 1)
+        return list(reader)
+
+
+def check_submission(path: Path, cases: Sequence[Case]) -> None:
+    """Check a submission against the test images.
+
+    Raises:
+        ValueError: other columns, a duplicate, missing or unknown id, or a mask that does not fit its image; the message names the first.
+    """
+    rows = read_rows(path)
+    ids = [row["ID"] for row in rows]
+    expected = {case.image_id: case for case in cases}
+    duplicate = sorted({image_id for image_id in ids if ids.count(image_id) > 1})
+    wrong = sorted(set(ids) ^ expected.keys())
+    if duplicate or wrong:
+        raise ValueError(f"{path}: duplicate ids {duplicate[:5]}, missing or unknown ids {wrong[:5]} ({len(wrong)}); expected each of {len(expected)} test images once")
+    for row in rows:
+        try:
+            decode_rle(row["Mask"], read_size(expected[row["ID"]].image))
+        except ValueError as error:
+            raise ValueError(f"{path}, ID {row['ID']}: {error}") from error

@@ -1,0 +1,227 @@
+"""Train one network on one split: the loop, its schedule, its checkpoint, and the validation at the images' own size."""
+
+import copy
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from ctseg.data import Squares, map_threads, read_mask
+from ctseg.files import atomic_path, lock_folder, write_csv
+from ctseg.losses import DiceBCELoss, LossParts
+from ctseg.metrics import dice_score
+from ctseg.model import choose_precision, predict_squares
+from ctseg.transforms import Augment, Frame, TrainTransform
+
+N_PICTURES = 4
+
+
+def train_model(
+    model: nn.Module,
+    train: Squares,
+    validation: Squares,
+    folder: Path,
+    *,
+    augment: Augment,
+    epochs: int | None,
+    budget_seconds: float | None = None,
+    batch_size: int,
+    lr: float,
+    schedule: str = "one_cycle",
+    weight_decay: float = 0.0,
+    ema_decay: float = 0.0,
+    clip_norm: float | None = None,
+    bce_weight: float = 0.5,
+    threshold: float = 0.5,
+    seed: tuple[int, ...] = (0,),
+    device: torch.device | str = "cpu",
+) -> list[dict]:
+    """Train `model` in place, resume from `folder/last.pth` if there is one, and return the history, one row an epoch.
+
+    After each epoch: `val_outputs/epoch_N/` with pictures of a few validation cases, `best_unet_model.pth` at each new maximum of the
+    validation Dice, `last.pth` with all that a resume needs, `history.csv`. What is validated and kept is the moving average of the
+    weights (`ema_decay` 0: the weights themselves).
+
+    Args:
+        epochs, budget_seconds: the length; at least one is set, and of two the shorter counts. A budget is turned into a number of steps
+            once, from a few timed ones, and kept on resume.
+        schedule: "one_cycle" (up to `lr` and down to 0; Smith 2018) or "constant".
+        weight_decay: of AdamW, on weights only; 0 makes it plain Adam.
+        clip_norm: largest norm of the gradient, None for no limit.
+        seed: every random draw is keyed by it and by epoch and batch, so a resumed run draws what an unbroken one does.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite; the last checkpoint is intact.
+        RuntimeError: another process trains in this folder.
+    """
+    device = torch.device(device)
+    model.to(device, memory_format=torch.channels_last)
+    with lock_folder(folder):
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+        optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay)
+        scaler = torch.amp.GradScaler(device.type, enabled=choose_precision(device) == torch.float16)
+        step = TrainStep(model, average, optimizer, scaler, DiceBCELoss(bce_weight), TrainTransform(augment, device), clip_norm)
+
+        checkpoint = read_checkpoint(folder / "last.pth")
+        steps_per_epoch = -(-len(train) // batch_size)
+        if checkpoint:
+            total_steps, history = checkpoint["total_steps"], checkpoint["history"]
+        else:
+            total_steps, history = epochs * steps_per_epoch if epochs else sys.maxsize, []
+            if budget_seconds:
+                total_steps = min(total_steps, fit_steps(step, train, validation, budget_seconds, batch_size=batch_size))
+        scheduler = make_scheduler(optimizer, schedule, lr=lr, total_steps=total_steps)
+        parts = {"model": model, "average": average, "optimizer": optimizer, "scaler": scaler, "scheduler": scheduler}
+        if checkpoint:
+            for name, part in parts.items():
+                part.load_state_dict(checkpoint[name])
+
+        n_epochs = -(-total_steps // steps_per_epoch)
+        for epoch in range(len(history), n_epochs):
+            started = time.perf_counter()
+            steps = min(steps_per_epoch, total_steps - epoch * steps_per_epoch)
+            row = {"epoch": epoch + 1, **train_one_epoch(step, scheduler, train, steps=steps, batch_size=batch_size, seed=(*seed, epoch))}
+            scores = evaluate_model(average.module, validation, threshold=threshold, pictures=folder / "val_outputs" / f"epoch_{epoch + 1}")
+            row |= {"val_dice": float(scores.mean()), "seconds": time.perf_counter() - started}
+            if row["val_dice"] > max((past["val_dice"] for past in history), default=-1):
+                write_torch({"state_dict": average.module.state_dict(), "epoch": epoch + 1, "val_dice": row["val_dice"]}, folder / "best_unet_model.pth")
+            history.append(row)
+            states = {name: part.state_dict() for name, part in parts.items()}
+            write_torch({**states, "total_steps": total_steps, "history": history}, folder / "last.pth")
+            write_csv(history, folder / "history.csv")
+            print(f"epoch {epoch + 1}/{n_epochs}  " + "  ".join(f"{name} {row[name]:.4g}" for name in list(row)[1:]), flush=True)
+    return history
+
+
+class TrainStep:
+    """One step of gradient descent on one batch; holds what changes with each step."""
+
+    def __init__(self, model, average, optimizer, scaler, criterion: DiceBCELoss, transform: TrainTransform, clip_norm: float | None):
+        self.model, self.average, self.optimizer, self.scaler = model, average, optimizer, scaler
+        self.criterion, self.transform, self.clip_norm = criterion, transform, clip_norm
+        self.device = torch.device(transform.device)
+        self.dtype = choose_precision(self.device)
+
+    def __call__(self, squares: Tensor, targets: Tensor, generator: torch.Generator) -> LossParts:
+        """Learn from uint8 squares (B, 3, S, S) and targets (B, 1, S, S); return the losses before the step."""
+        self.model.train()
+        images, targets = self.transform(squares, targets, generator)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.model(images)
+        losses = self.criterion(logits, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(losses.loss).backward()
+        if self.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.update_parameters(self.model)
+        return LossParts(*(loss.detach() for loss in losses))
+
+
+def train_one_epoch(step: TrainStep, scheduler: LRScheduler, train: Squares, *, steps: int, batch_size: int, seed: tuple[int, ...]) -> dict:
+    """Run `steps` batches of a fresh shuffle; return the means of Dice, BCE and combined loss, and the last learning rate."""
+    order = torch.randperm(len(train), generator=make_generator(*seed, 0))
+    torch.manual_seed(make_seed(*seed, 1))  # dropout draws from the global generator
+    losses = []
+    for batch, indices in enumerate(tqdm(order.split(batch_size)[:steps], leave=False, disable=not is_interactive())):
+        losses.append(torch.stack(step(train.images[indices], train.targets[indices], make_generator(*seed, 2, batch))))
+        lr = scheduler.get_last_lr()[0]
+        scheduler.step()
+    loss, bce, dice_loss = torch.stack(losses).mean(dim=0).tolist()
+    if not np.isfinite(loss):
+        raise FloatingPointError(f"the training loss became {loss}; the last checkpoint is intact; lower lr (now {lr:g}) or set clip_norm")
+    return {"dice": 1 - dice_loss, "bce": bce, "loss": loss, "lr": lr}
+
+
+def evaluate_model(model: nn.Module, squares: Squares, *, threshold: float = 0.5, pictures: Path | None = None) -> np.ndarray:
+    """Return each case's Dice (N,) at the image's own size: probability back to full size first, then the threshold.
+
+    With `pictures`, the first few cases are drawn there as image | truth | prediction.
+    """
+    probabilities = predict_squares(model, squares.images).numpy()
+
+    def score(index: int) -> float:
+        case, truth = squares.cases[index], read_mask(squares.cases[index].mask)
+        pred_mask = squares.frames[index].undo(probabilities[index]) > threshold
+        if pictures and index < N_PICTURES:
+            write_picture(pictures / f"{case.image_id}.png", squares.images[index], squares.frames[index], truth, pred_mask)
+        return dice_score(pred_mask, truth)
+
+    return np.array(list(map_threads(score, range(len(squares)))))
+
+
+def write_picture(path: Path, square: Tensor, frame: Frame, truth: np.ndarray, pred_mask: np.ndarray) -> None:
+    """Draw image | truth | prediction side by side at the size the network sees."""
+    image = square.permute(1, 2, 0).numpy()[frame.window]
+    masks = [np.asarray(Image.fromarray(mask).convert("RGB").resize(image.shape[1::-1])) for mask in (truth, pred_mask)]
+    with atomic_path(path) as partial:
+        Image.fromarray(np.hstack([image, *masks])).save(partial)
+
+
+def fit_steps(step: TrainStep, train: Squares, validation: Squares, budget_seconds: float, *, batch_size: int, n_timed: int = 5) -> int:
+    """Return how many steps, with a validation after each epoch's worth, fit into the budget; timed on copies, so nothing is learnt."""
+    started = time.perf_counter()
+    trial = copy.deepcopy(step)
+    marks = []
+    for batch in range(n_timed + 1):  # the first one warms up
+        indices = torch.arange(batch * batch_size, (batch + 1) * batch_size) % len(train)
+        trial(train.images[indices], train.targets[indices], make_generator(batch)).loss.item()
+        marks.append(time.perf_counter())
+    seconds_a_step = (marks[-1] - marks[0]) / n_timed
+    few = validation.subset(range(min(len(validation), 2 * batch_size)))
+    evaluate_model(trial.model, few)
+    validation_seconds = (time.perf_counter() - marks[-1]) * len(validation) / len(few)
+    left = budget_seconds - (time.perf_counter() - started) - validation_seconds
+    return max(1, int(left / (seconds_a_step + validation_seconds * batch_size / len(train))))
+
+
+def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW whose decay leaves norms and biases (everything of one dimension) alone."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW([{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}], lr=lr)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, schedule: str, *, lr: float, total_steps: int) -> LRScheduler:
+    """A learning rate for each of `total_steps` steps, to be advanced after every step."""
+    if schedule == "constant":
+        return LambdaLR(optimizer, lambda step: 1.0)
+    # One step more than is taken: the scheduler is also advanced after the last one.
+    return OneCycleLR(optimizer, max_lr=lr, total_steps=total_steps + 1, pct_start=0.2)
+
+
+def make_seed(*key: int) -> int:
+    """A seed for one purpose; different keys give independent streams (NumPy's SeedSequence)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def make_generator(*key: int) -> torch.Generator:
+    """A generator on the CPU seeded by `make_seed`."""
+    return torch.Generator().manual_seed(make_seed(*key))
+
+
+def is_interactive() -> bool:
+    """Whether somebody watches: a terminal, or a notebook opened in Jupyter or VS Code; not papermill, not Kaggle's batch runs."""
+    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
+
+
+def read_checkpoint(path: Path) -> dict | None:
+    """Read `last.pth`; None where there is none yet."""
+    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+
+
+def write_torch(content: dict, path: Path) -> None:
+    """Save atomically."""
+    with atomic_path(path) as partial:
+        torch.save(content, partial)
