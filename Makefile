@@ -1,3 +1,4 @@
+SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup run test sync clean
 
@@ -25,8 +26,8 @@ $(VENV)/.ctseg: pyproject.toml
 
 run: setup ## all four notebooks on DATA (default the phantom) into runs/RUN; PRESET=quick|baseline|strong ARGS="-p name value"
 	mkdir -p "runs/$(RUN)"
-	for name in $(NOTEBOOKS); do \
-	    $(PAPERMILL) notebooks/$$name.ipynb "runs/$(RUN)/running.ipynb" $(PARAMETERS) || exit 1; \
+	set -o pipefail; for name in $(NOTEBOOKS); do \
+	    $(PAPERMILL) notebooks/$$name.ipynb "runs/$(RUN)/running.ipynb" $(PARAMETERS) | cat || exit 1; \
 	    mv "runs/$(RUN)/running.ipynb" "runs/$(RUN)/$$name.ipynb"; done
 	$(VENV)/bin/python -m ctseg.report "runs/$(RUN)"
 

@@ -70,22 +70,13 @@ def show_case(axis, image: np.ndarray, *, truth: np.ndarray | None = None, pred_
 
 def plot_cases(images, truths=None, pred_masks=None, *, titles=None, columns: int = 6) -> Figure:
     """A sheet of images (H, W, 3) with outlines: truth green, prediction magenta; the lists are as long as each other or None."""
-    figure, axes = new_axes(len(images), columns=min(columns, len(images)), size=2.1)
+    columns = min(columns, len(images))
+    size = 12.6 / max(columns, 3)
+    tallest = max(image.shape[0] / image.shape[1] for image in images)
+    figure, axes = new_axes(len(images), columns=columns, size=size, height=min(tallest, 1.2) * size + 0.25)
     blank = [None] * len(images)
     for axis, image, truth, pred_mask, title in zip(axes, images, truths or blank, pred_masks or blank, titles or [""] * len(images)):
         show_case(axis, image, truth=truth, pred_mask=pred_mask, title=title)
-    return figure
-
-
-def plot_triptychs(images, truths, pred_masks, *, titles) -> Figure:
-    """One row a case: image, true mask, predicted mask."""
-    figure, axes = new_axes(3 * len(images), columns=3, size=2.4, height=2.1)
-    for index, (image, truth, pred_mask, title) in enumerate(zip(images, truths, pred_masks, titles)):
-        panels = ((image, title), (truth, "truth"), (pred_mask, "prediction"))
-        for axis, (panel, text) in zip(axes[3 * index : 3 * index + 3], panels):
-            axis.imshow(panel, cmap="gray", vmin=0, vmax=1 if panel.dtype == bool else 255)
-            axis.set_title(text, fontsize=8)
-            axis.axis("off")
     return figure
 
 

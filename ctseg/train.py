@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ctseg.data import Squares, map_threads, read_mask
@@ -65,7 +65,7 @@ def train_model(
     device = torch.device(device)
     model.to(device, memory_format=torch.channels_last)
     with lock_folder(folder):
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+        average = AveragedModel(model, multi_avg_fn=make_average(ema_decay), use_buffers=True)
         optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay)
         scaler = torch.amp.GradScaler(device.type, enabled=choose_precision(device) == torch.float16)
         step = TrainStep(model, average, optimizer, scaler, DiceBCELoss(bce_weight), TrainTransform(augment, device), clip_norm)
@@ -165,8 +165,9 @@ def write_picture(path: Path, square: Tensor, frame: Frame, truth: np.ndarray, p
     """Draw image | truth | prediction side by side at the size the network sees."""
     image = square.permute(1, 2, 0).numpy()[frame.window]
     masks = [np.asarray(Image.fromarray(mask).convert("RGB").resize(image.shape[1::-1])) for mask in (truth, pred_mask)]
+    framed = [np.pad(panel, ((2, 2), (2, 2), (0, 0)), constant_values=128) for panel in (image, *masks)]
     with atomic_path(path) as partial:
-        Image.fromarray(np.hstack([image, *masks])).save(partial)
+        Image.fromarray(np.hstack(framed)).save(partial)
 
 
 def fit_steps(step: TrainStep, train: Squares, validation: Squares, budget_seconds: float, *, batch_size: int, n_timed: int = 5) -> int:
@@ -184,6 +185,19 @@ def fit_steps(step: TrainStep, train: Squares, validation: Squares, budget_secon
     validation_seconds = (time.perf_counter() - marks[-1]) * len(validation) / len(few)
     left = budget_seconds - (time.perf_counter() - started) - validation_seconds
     return max(1, int(left / (seconds_a_step + validation_seconds * batch_size / len(train))))
+
+
+def make_average(ema_decay: float):
+    """The update of `AveragedModel`: an exponential moving average whose memory grows to `ema_decay`, so that it never lags behind a young network."""
+
+    def update(averages: list[Tensor], values: list[Tensor], n_averaged: Tensor) -> None:
+        decay = min(ema_decay, (1 + n_averaged.item()) / (10 + n_averaged.item()))  # the warm-up of TensorFlow's moving average
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - decay)
+        else:  # counters of batch normalisation
+            torch._foreach_copy_(averages, values)
+
+    return update
 
 
 def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -198,7 +198,7 @@ class Augment:
         bright = images**exponent
         mean = bright.mean(dim=(1, 2, 3), keepdim=True)
         changed = (mean + (bright - mean) * contrast) * colour + offset
-        return (changed * (images > 0)).clamp(0, 1)
+        return (changed * (images > 1 / 512)).clamp(0, 1)  # half a grey level: interpolation leaves traces in the padding
 
 
 def symmetric(size, generator: torch.Generator) -> Tensor:
