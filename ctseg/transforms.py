@@ -44,8 +44,8 @@ class Frame:
         expected = (self.target_size, self.target_size)
         if probability.shape != expected:
             raise ValueError(f"a map of {probability.shape} is not of this frame, expected {expected}; undo with the frame made for the same image")
-        inside = torch.from_numpy(np.ascontiguousarray(probability[self.window], dtype=np.float32))[None, None]
-        return F.interpolate(inside, self.original_size, mode="bilinear", antialias=True)[0, 0].clamp_(0, 1).numpy()
+        inside = Image.fromarray(np.ascontiguousarray(probability[self.window], dtype=np.float32))
+        return np.clip(inside.resize(self.original_size[::-1], Image.Resampling.BILINEAR), 0, 1)
 
 
 def make_frame(original_size: tuple[int, int], target_size: int) -> Frame:

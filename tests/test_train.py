@@ -1,0 +1,165 @@
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from ctseg.data import SegmentationDataset, find_cases, load_squares
+from ctseg.files import lock_folder, read_csv
+from ctseg.model import UNet, load_weights
+from ctseg.train import evaluate_model, make_generator, train_model
+from ctseg.transforms import Augment, EvalTransform
+
+SETTINGS = {"augment": Augment(flip=0.5, rotation=10), "batch_size": 4, "lr": 3e-3, "ema_decay": 0.9, "weight_decay": 0.01, "seed": (7, 0)}
+
+
+@pytest.fixture(scope="module")
+def squares(phantom):
+    return load_squares(SegmentationDataset(find_cases(phantom, "Train"), EvalTransform(32)))
+
+
+def train(squares, folder, *, width=4, **changes):
+    """Train a small network on 12 squares, validate on 5 others; return it with its history."""
+    torch.manual_seed(0)
+    model = UNet(width, depth=2)
+    history = train_model(model, squares.subset(range(12)), squares.subset(range(12, 17)), folder, **{**SETTINGS, "epochs": 3, **changes})
+    return model, history
+
+
+def same(first, second):
+    """Whether two state dicts hold the same bits."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def without_seconds(history):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+def test_a_network_can_learn_one_batch_by_heart(squares, tmp_path):
+    few = squares.subset(range(4))
+    torch.manual_seed(0)
+    model = UNet(8, depth=2, dropout=(0.0, 0.0))
+    history = train_model(model, few, few, tmp_path, augment=Augment(), epochs=120, batch_size=4, lr=1e-2, seed=(0,))
+    assert history[-1]["dice"] > 0.8 and history[-1]["bce"] < 0.05  # soft targets keep Dice below 1
+    assert history[-1]["val_dice"] > 0.9  # at native size, from squares of 32
+
+
+def test_each_epoch_leaves_a_row_pictures_and_the_best_weights(squares, tmp_path):
+    _, history = train(squares, tmp_path)
+    assert list(history[0]) == ["epoch", "dice", "bce", "loss", "lr", "val_dice", "seconds"]
+    rows = read_csv(tmp_path / "history.csv")
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert [float(row["val_dice"]) for row in rows] == [row["val_dice"] for row in history]
+    for epoch in (1, 2, 3):
+        names = [path.stem for path in sorted((tmp_path / "val_outputs" / f"epoch_{epoch}").iterdir())]
+        assert names == ["train_012", "train_013", "train_014", "train_015"]
+    best = max(history, key=lambda row: row["val_dice"])
+    model = UNet(4, depth=2)
+    load_weights(model, tmp_path / "best_unet_model.pth")
+    assert evaluate_model(model, squares.subset(range(12, 17))).mean() == pytest.approx(best["val_dice"], abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(squares, tmp_path):
+    first, history = train(squares, tmp_path / "a")
+    again, history_again = train(squares, tmp_path / "b")
+    other, _ = train(squares, tmp_path / "c", seed=(8, 0))
+    assert same(first.state_dict(), again.state_dict()) and without_seconds(history) == without_seconds(history_again)
+    assert not same(first.state_dict(), other.state_dict())
+
+
+STOPPED = """
+import sys
+import ctseg.train as train
+from ctseg.data import *
+from ctseg.transforms import *
+from pathlib import Path
+sys.path.insert(0, "tests")
+import test_train
+squares = load_squares(SegmentationDataset(find_cases(Path(sys.argv[1]), "Train"), EvalTransform(32)))
+evaluate, calls = train.evaluate_model, []
+def stop_at_the_second(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 2:
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    return evaluate(*args, **kwargs)
+train.evaluate_model = stop_at_the_second
+test_train.train(squares, Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_run_that_resumes_ends_at_the_same_bits(squares, phantom, tmp_path):
+    killed = subprocess.run([sys.executable, "-c", STOPPED, phantom, tmp_path / "killed"], cwd=REPOSITORY, env={"PYTHONPATH": str(REPOSITORY)})
+    assert killed.returncode == -9 and len(read_csv(tmp_path / "killed" / "history.csv")) == 1
+    resumed, history = train(squares, tmp_path / "killed")
+    unbroken, expected = train(squares, tmp_path / "unbroken")
+    assert same(resumed.state_dict(), unbroken.state_dict())
+    assert without_seconds(history) == without_seconds(expected)
+    best = [torch.load(tmp_path / name / "best_unet_model.pth", weights_only=True)["state_dict"] for name in ("killed", "unbroken")]
+    assert same(*best)
+
+
+def test_a_finished_run_returns_its_history_at_once(squares, tmp_path):
+    _, history = train(squares, tmp_path)
+    before = (tmp_path / "last.pth").stat().st_mtime_ns
+    assert train(squares, tmp_path)[1] == history
+    assert (tmp_path / "last.pth").stat().st_mtime_ns == before
+
+
+def test_a_time_budget_gives_a_number_of_steps_that_the_schedule_ends_at(squares, tmp_path, monkeypatch):
+    monkeypatch.setattr("ctseg.train.fit_steps", lambda *args, **kwargs: 7)
+    _, history = train(squares, tmp_path, epochs=None, budget_seconds=1.0)
+    assert len(history) == 3  # 3 + 3 + 1 steps of 4 of the 12 images
+    assert history[-1]["lr"] < 0.1 * SETTINGS["lr"]
+    monkeypatch.setattr("ctseg.train.fit_steps", lambda *args, **kwargs: 1000)
+    assert train(squares, tmp_path, epochs=None, budget_seconds=1.0)[1] == history  # fitted once, kept on resume
+
+
+def test_the_steps_that_fit_are_counted_with_their_validation(squares, tmp_path, monkeypatch):
+    ticks = itertools.count()  # each look at the clock takes a second: a step 1 s, the validation of all 5 images 1 s
+    monkeypatch.setattr("ctseg.train.time.perf_counter", lambda: float(next(ticks)))
+    train(squares, tmp_path, epochs=None, budget_seconds=100.0)
+    # 8 s are spent on timing, 1 s is kept for the last validation; each of the 3 steps of an epoch carries a third of a validation.
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["total_steps"] == int(91 / (1 + 1 / 3))
+
+
+def test_of_epochs_and_budget_the_shorter_counts(squares, tmp_path):
+    assert len(train(squares, tmp_path, epochs=2, budget_seconds=3600)[1]) == 2
+
+
+def test_one_cycle_rises_and_falls_and_constant_stays(squares, tmp_path):
+    rates = [row["lr"] for row in train(squares, tmp_path / "a", epochs=10)[1]]
+    assert np.argmax(rates) in (1, 2) and rates[-1] < 1e-2 * max(rates) and max(rates) <= SETTINGS["lr"]
+    assert {row["lr"] for row in train(squares, tmp_path / "b", schedule="constant")[1]} == {SETTINGS["lr"]}
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_intact(squares, tmp_path):
+    with pytest.raises(FloatingPointError, match="loss became"):
+        train(squares, tmp_path, lr=1e30, schedule="constant")
+    assert not (tmp_path / "best_unet_model.pth").exists()
+
+
+def test_a_folder_has_one_writer(squares, tmp_path):
+    with lock_folder(tmp_path), pytest.raises(RuntimeError, match="being written by another process"):
+        train(squares, tmp_path)
+
+
+def test_checkpoints_of_another_architecture_are_refused(squares, tmp_path):
+    train(squares, tmp_path)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        train(squares, tmp_path, width=8)
+
+
+def test_validation_is_per_image_at_native_size_and_does_not_depend_on_the_order(squares):
+    model = UNet(4, depth=2)
+    scores = evaluate_model(model, squares.subset(range(6)))
+    backwards = evaluate_model(model, squares.subset(range(5, -1, -1)))
+    assert scores.shape == (6,) and np.allclose(scores, backwards[::-1], atol=1e-4)
+
+
+def test_random_streams_of_folds_epochs_and_batches_differ():
+    keys = [(seed, fold, epoch, use, batch) for seed in (0, 1) for fold in (0, 1) for epoch in (0, 1) for use in (0, 2) for batch in (0, 1)]
+    assert len({torch.rand(1, generator=make_generator(*key)).item() for key in keys}) == len(keys)
