@@ -1,6 +1,7 @@
 """Train one network on one split: the loop, its schedule, its checkpoint, and the validation at the images' own size."""
 
 import copy
+import math
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -53,7 +54,7 @@ def train_model(
     Args:
         epochs, budget_seconds: the length; at least one is set, and of two the shorter counts. A budget is turned into a number of steps
             once, from a few timed ones, and kept on resume.
-        schedule: "one_cycle" (up to `lr` and down to 0; Smith 2018) or "constant".
+        schedule: "one_cycle" (up to `lr` and down to 0, after Smith 2018) or "constant".
         weight_decay: of AdamW, on weights only; 0 makes it plain Adam.
         clip_norm: largest norm of the gradient, None for no limit.
         seed: every random draw is keyed by it and by epoch and batch, so a resumed run draws what an unbroken one does.
@@ -78,7 +79,7 @@ def train_model(
             total_steps, history = epochs * steps_per_epoch if epochs else sys.maxsize, []
             if budget_seconds:
                 total_steps = min(total_steps, fit_steps(step, train, validation, budget_seconds, batch_size=batch_size))
-        scheduler = make_scheduler(optimizer, schedule, lr=lr, total_steps=total_steps)
+        scheduler = make_scheduler(optimizer, schedule, total_steps=total_steps)
         parts = {"model": model, "average": average, "optimizer": optimizer, "scaler": scaler, "scheduler": scheduler}
         if checkpoint:
             for name, part in parts.items():
@@ -207,12 +208,15 @@ def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch
     return torch.optim.AdamW([{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}], lr=lr)
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, schedule: str, *, lr: float, total_steps: int) -> LRScheduler:
-    """A learning rate for each of `total_steps` steps, to be advanced after every step."""
-    if schedule == "constant":
-        return LambdaLR(optimizer, lambda step: 1.0)
-    # One step more than is taken: the scheduler is also advanced after the last one.
-    return OneCycleLR(optimizer, max_lr=lr, total_steps=total_steps + 1, pct_start=0.2)
+def make_scheduler(optimizer: torch.optim.Optimizer, schedule: str, *, total_steps: int) -> LambdaLR:
+    """A learning rate for each of `total_steps` steps, to be advanced after every one; see `one_cycle`, or constant."""
+    return LambdaLR(optimizer, {"constant": lambda step: 1.0, "one_cycle": lambda step: one_cycle(step, total_steps)}[schedule])
+
+
+def one_cycle(step: int, total_steps: int) -> float:
+    """The share of the largest learning rate at a step: a straight rise over the first fifth, then half a cosine down to 0."""
+    done, rise = (step + 1) / (total_steps + 1), 0.2
+    return done / rise if done < rise else 0.5 + 0.5 * math.cos(math.pi * (done - rise) / (1 - rise))
 
 
 def make_seed(*key: int) -> int:

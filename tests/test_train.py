@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from ctseg.data import SegmentationDataset, find_cases, load_squares
 from ctseg.files import lock_folder, read_csv
 from ctseg.model import UNet, load_weights
-from ctseg.train import evaluate_model, make_generator, train_model
+from ctseg.train import evaluate_model, make_generator, one_cycle, train_model
 from ctseg.transforms import Augment, EvalTransform
 
 SETTINGS = {"augment": Augment(flip=0.5, rotation=10), "batch_size": 4, "lr": 3e-3, "ema_decay": 0.9, "weight_decay": 0.01, "seed": (7, 0)}
@@ -130,9 +130,18 @@ def test_of_epochs_and_budget_the_shorter_counts(squares, tmp_path):
     assert len(train(squares, tmp_path, epochs=2, budget_seconds=3600)[1]) == 2
 
 
-def test_one_cycle_rises_and_falls_and_constant_stays(squares, tmp_path):
-    rates = [row["lr"] for row in train(squares, tmp_path / "a", epochs=10)[1]]
-    assert np.argmax(rates) in (1, 2) and rates[-1] < 1e-2 * max(rates) and max(rates) <= SETTINGS["lr"]
+@pytest.mark.parametrize("total_steps", [1, 2, 4, 5, 9, 1000])
+def test_one_cycle_rises_to_the_full_rate_and_falls_to_nearly_none(total_steps):
+    rates = [one_cycle(step, total_steps) for step in range(total_steps + 1)]
+    top = int(np.argmax(rates))
+    assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True) and 0 <= min(rates) and max(rates) <= 1
+    if total_steps == 1000:
+        assert top == 200 and rates[top] == pytest.approx(1, abs=1e-4) and rates[-1] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_rate_of_the_schedule_is_the_one_trained_with(squares, tmp_path):
+    rates = [row["lr"] for row in train(squares, tmp_path / "a")[1]]
+    assert rates == pytest.approx([SETTINGS["lr"] * one_cycle(step, 9) for step in (2, 5, 8)])
     assert {row["lr"] for row in train(squares, tmp_path / "b", schedule="constant")[1]} == {SETTINGS["lr"]}
 
 
