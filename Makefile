@@ -13,6 +13,9 @@ PARAMETERS = -p preset $(PRESET) -r data_root "$(DATA)" -r run "$(RUN)" $(ARGS)
 
 # An environment that several clones share never imports the other clone's code.
 export PYTHONPATH := $(CURDIR)
+# Threads of PyTorch that wait for each other give their core away sooner: no slower alone (121 against 122 ms a step on 2 cores), and two runs
+# side by side take 0.4 s a step instead of more than 2.
+export GOMP_SPINCOUNT ?= 10000
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10

@@ -160,7 +160,9 @@ def make_config(parameters: Mapping[str, Any], *, of_run: bool = False) -> Confi
     unknown = [] if "config" in parameters else [name for name in given if name not in names]
     if unknown:
         close = difflib.get_close_matches(unknown[0], names, n=1)
-        raise ValueError(f"unknown parameter {unknown[0]!r}{f', did you mean {close[0]!r}?' if close else ''}; expected one of {', '.join(names)}")
+        raise ValueError(
+            f"unknown parameter {unknown[0]!r}{f', did you mean {close[0]!r}?' if close else ''}; expected one of {', '.join(names)}"
+        )
     given = {name: value for name, value in given.items() if name in names}
     given |= {name: str(given[name]) for name in ("run", "data_root") if name in given}
     preset = given.setdefault("preset", "quick")
@@ -196,7 +198,9 @@ def find_weights(weights: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise FileNotFoundError(f"no weights file {weights!r}: looked for {' and '.join(map(str, dict.fromkeys(places)))}; pass an existing file, or '' to start from scratch")
+    raise FileNotFoundError(
+        f"no weights file {weights!r}: looked for {' and '.join(map(str, places))}; pass an existing one, or '' for scratch"
+    )
 
 
 def find_run(run: str) -> Path:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from ctseg.config import Config
-from ctseg.data import Case, SegmentationDataset, Squares, find_cases, find_window, load_squares, read_mask, split_cases
+from ctseg.data import Case, SegmentationDataset, Squares, find_cases, find_window, load_squares, read_mask
 from ctseg.model import find_device, load_weights, make_model
 from ctseg.predict import read_oof, write_oof
+from ctseg.split import split_cases
 from ctseg.train import make_seed, train_model
 from ctseg.transforms import EvalTransform
 

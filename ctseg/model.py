@@ -76,7 +76,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:
-        raise ValueError(f"cannot read weights {path}: {error}; expected a file written by this kit, such as best_unet_model.pth") from error
+        raise ValueError(
+            f"cannot read weights {path}: {error}; expected a file written by this kit, such as best_unet_model.pth"
+        ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in state.items()}
     differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
@@ -97,10 +99,10 @@ def find_device() -> torch.device:
 def choose_precision(device: torch.device) -> torch.dtype:
     """Choose the type to compute in from what the hardware says it has, never from a stopwatch.
 
-    On a GPU bfloat16 where it is native, float16 where it is not, as on the T4 (`torch.cuda.is_bf16_supported` counts emulation and would not do).
-    On a CPU bfloat16 where it is faster than float32: with AMX, or with AVX-512's bf16 instructions on processors that run them at full rate.
-    Intel's from Sapphire Rapids on, known by avx512_fp16, do not: with AMX hidden by the hypervisor a matrix product was measured at 169 GFLOP/s
-    in bfloat16 against 318 in float32. Without such instructions bfloat16 is many times slower.
+    On a GPU bfloat16 where it is native, else float16, as on the T4 (`torch.cuda.is_bf16_supported` would not do: it counts emulation).
+    On a CPU bfloat16 where it is faster than float32: with AMX, or with AVX-512's bf16 instructions where they run at full rate. On Intel's
+    processors from Sapphire Rapids on, known by avx512_fp16, they do not: where the hypervisor hides AMX, a matrix product was measured at
+    169 GFLOP/s in bfloat16 against 318 in float32. Without such instructions bfloat16 is many times slower.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16

@@ -1,8 +1,8 @@
 """A synthetic CT-like data set in the competition's layout, whose test masks are known: the kit's own proving ground.
 
-A slice shows a body with a fat rim, a spine, and organs of many grey values with sharp edges. The region to find is one blob whose grey value
-the organs have as well: what gives it away is its mottled inside and its blurred rim. So a grey-value interval fails and a network that looks
-at texture and edges succeeds. A quarter of the images are hard cases.
+A slice shows a body with a fat rim, a spine, and organs of many grey values with sharp edges. The region to find is a blob whose grey
+value the organs have as well: what gives it away is its mottled inside and its blurred rim. So a grey-value interval fails, and a network
+that looks at texture and edges succeeds. A quarter of the images are hard cases.
 """
 
 import shutil
@@ -22,8 +22,8 @@ HEIGHTS, ASPECTS = (256, 320, 384, 448), (0.8, 1.0, 1.25, 1.5)  # pixels; width 
 def write_phantom(folder: Path, *, n_train: int = 160, n_test: int = 40, seed: int = 0) -> Path:
     """Write the data set unless it is there, and return its root.
 
-    Leaves `Dataset/Train/{Image,Mask}` and `Dataset/Test/Image` as JPEG and PNG, and beside them what a contest would hide: `test_masks/` and
-    `cases.csv` with each case's kind. Images are written to a folder beside and moved at the end, so an interrupted call leaves nothing behind.
+    Leaves `Dataset/Train/{Image,Mask}` and `Dataset/Test/Image` as JPEG and PNG, and beside them what a contest would hide: `test_masks/`,
+    and `cases.csv` with each case's kind. All is written to a folder beside and moved at the end: an interrupted call leaves no half set.
     """
     root = folder / "Dataset"
     if root.is_dir():

@@ -59,11 +59,12 @@ def plot_colours(descriptions: Sequence[Mapping]) -> Figure:
 
 
 def show_case(axis, image: np.ndarray, *, truth: np.ndarray | None = None, pred_mask: np.ndarray | None = None, title: str = "") -> None:
-    """Draw an image (H, W, 3) with the outlines of its true mask (green) and of the predicted one (magenta)."""
-    axis.imshow(image)
+    """Draw an image (H, W, 3), thinned out to about 512 pixels, and outline its true mask (green) and the predicted one (magenta)."""
+    every = max(1, max(image.shape) // 512)
+    axis.imshow(image[::every, ::every])
     for mask, colour in ((truth, TRUTH), (pred_mask, PREDICTION)):
         if mask is not None and mask.any() and not mask.all():
-            axis.contour(mask, levels=[0.5], colors=colour, linewidths=1.2)
+            axis.contour(mask[::every, ::every], levels=[0.5], colors=colour, linewidths=1.2)
     axis.set_title(title, fontsize=8)
     axis.axis("off")
 

@@ -32,7 +32,7 @@ def predict_cases(models: Sequence[nn.Module], dataset: SegmentationDataset, *, 
 def predict_masks(
     models: Sequence[nn.Module], dataset: SegmentationDataset, *, threshold: float = 0.5, steps: Iterable[str] = ()
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (image_id, mask), bool (H, W) at the image's own size: the threshold comes after the way back, the post-processing steps last."""
+    """Yield (image_id, mask), bool (H, W) at the image's own size: the way back first, then the threshold, then post-processing."""
     for case, probability in predict_cases(models, dataset):
         yield case.image_id, postprocess_mask(probability > threshold, steps)
 

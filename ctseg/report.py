@@ -32,7 +32,10 @@ def summarize(scores: Mapping[str, float]) -> dict:
 def describe_environment() -> dict:
     """Device, versions and git commit ("+changes" where the tree is not clean), to be kept with a run's figures."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "torchvision", "numpy", "scipy", "pillow")}}
+    versions = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "numpy", "scipy", "pillow")},
+    }
     commit = ""
     if shutil.which("git"):
         git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
@@ -46,7 +49,9 @@ def write_summary(folder: Path, *, scores: Mapping[str, Mapping[str, float]], st
         "run": folder.name,
         "scores": {name: summarize(values) for name, values in scores.items()},
         "steps": list(steps),
-        "train_seconds": {path.parent.name: sum(float(row["seconds"]) for row in read_csv(path)) for path in sorted(folder.glob("fold*/history.csv"))},
+        "train_seconds": {
+            path.parent.name: sum(float(row["seconds"]) for row in read_csv(path)) for path in sorted(folder.glob("fold*/history.csv"))
+        },
         **describe_environment(),
     }
     write_json(summary, folder / "summary.json")

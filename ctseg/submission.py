@@ -36,6 +36,8 @@ def decode_rle(rle: str, shape: tuple[int, int], order: str = "C") -> np.ndarray
     size = shape[0] * shape[1]
     if len(numbers) % 2:
         raise ValueError(f"run-length code has {len(numbers)} numbers; expected pairs of start and length")
+    if np.any(numbers > size):
+        raise ValueError(f"run-length code holds {numbers.max()}, but a mask of {shape} has {size} pixels; encode at the image's own size")
     starts, lengths = numbers[::2] - 1, numbers[1::2]
     ends = starts + lengths
     if np.any(lengths < 1) or np.any(starts < 0) or np.any(starts[1:] < ends[:-1]):
@@ -43,8 +45,8 @@ def decode_rle(rle: str, shape: tuple[int, int], order: str = "C") -> np.ndarray
     if len(ends) and ends[-1] > size:
         raise ValueError(f"run-length code ends at pixel {ends[-1]}, but a mask of {shape} has {size}; encode at the image's own size")
     changes = np.zeros(size + 1, np.int8)
-    np.add.at(changes, starts, 1)
-    np.add.at(changes, ends, -1)
+    changes[starts] += 1
+    changes[ends] -= 1  # where one run ends and the next begins, the two cancel out
     return np.cumsum(changes[:-1], dtype=np.int8).astype(bool).reshape(shape, order=order)
 
 
@@ -62,9 +64,12 @@ def write_submission(path: Path, predictions: Iterable[tuple[str, np.ndarray]], 
     rles: dict[str, str] = {}
     for image_id, mask in predictions:
         if image_id not in sizes or image_id in rles:
-            raise ValueError(f"prediction for {image_id!r}, which is {'there twice' if image_id in rles else 'no test image'}; expected each test image once")
+            what = "is there twice" if image_id in rles else "is no test image"
+            raise ValueError(f"prediction for {image_id!r}, which {what}; expected each test image once")
         if mask.shape != sizes[image_id]:
-            raise ValueError(f"the mask of {image_id!r} is {mask.shape}, its image {sizes[image_id]} (H, W); undo the frame before the threshold")
+            raise ValueError(
+                f"the mask of {image_id!r} is {mask.shape}, its image {sizes[image_id]} (H, W); undo the frame before the threshold"
+            )
         rles[image_id] = encode_rle(mask)
     with atomic_path(path) as partial:
         with open(partial, "w", newline="", encoding="utf-8") as file:
@@ -81,7 +86,11 @@ def read_rows(path: Path) -> list[dict]:
         if reader.fieldnames != COLUMNS:
             raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {COLUMNS}, without a byte-order mark")
         csv.field_size_limit(2**31 - 1)
-        return list(reader)
+        rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ValueError(f"{path}, row {number} has not two columns; expected {','.join(COLUMNS)}")
+    return rows
 
 
 def check_submission(path: Path, cases: Sequence[Case]) -> None:
@@ -96,7 +105,8 @@ def check_submission(path: Path, cases: Sequence[Case]) -> None:
     duplicate = sorted({image_id for image_id in ids if ids.count(image_id) > 1})
     wrong = sorted(set(ids) ^ expected.keys())
     if duplicate or wrong:
-        raise ValueError(f"{path}: duplicate ids {duplicate[:5]}, missing or unknown ids {wrong[:5]} ({len(wrong)}); expected each of {len(expected)} test images once")
+        found = f"duplicate ids {duplicate[:5]}, missing or unknown ids {wrong[:5]} ({len(wrong)})"
+        raise ValueError(f"{path}: {found}; expected each of {len(expected)} test images once")
     for row in rows:
         try:
             decode_rle(row["Mask"], read_size(expected[row["ID"]].image))

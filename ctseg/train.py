@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -63,61 +63,87 @@ def train_model(
         FloatingPointError: the loss is no longer finite; the last checkpoint is intact.
         RuntimeError: another process trains in this folder.
     """
-    device = torch.device(device)
-    model.to(device, memory_format=torch.channels_last)
     with lock_folder(folder):
-        average = AveragedModel(model, multi_avg_fn=make_average(ema_decay), use_buffers=True)
-        optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay)
-        scaler = torch.amp.GradScaler(device.type, enabled=choose_precision(device) == torch.float16)
-        step = TrainStep(model, average, optimizer, scaler, DiceBCELoss(bce_weight), TrainTransform(augment, device), clip_norm)
-
+        learner = Learner(
+            model,
+            augment=augment,
+            lr=lr,
+            weight_decay=weight_decay,
+            ema_decay=ema_decay,
+            clip_norm=clip_norm,
+            bce_weight=bce_weight,
+            device=device,
+        )
         checkpoint = read_checkpoint(folder / "last.pth")
-        steps_per_epoch = -(-len(train) // batch_size)
+        history = checkpoint["history"] if checkpoint else []
+        steps_per_epoch = math.ceil(len(train) / batch_size)
         if checkpoint:
-            total_steps, history = checkpoint["total_steps"], checkpoint["history"]
+            total_steps = checkpoint["total_steps"]
         else:
-            total_steps, history = epochs * steps_per_epoch if epochs else sys.maxsize, []
+            total_steps = epochs * steps_per_epoch if epochs else sys.maxsize
             if budget_seconds:
-                total_steps = min(total_steps, fit_steps(step, train, validation, budget_seconds, batch_size=batch_size))
-        scheduler = make_scheduler(optimizer, schedule, total_steps=total_steps)
-        parts = {"model": model, "average": average, "optimizer": optimizer, "scaler": scaler, "scheduler": scheduler}
+                total_steps = min(total_steps, fit_steps(learner, train, validation, budget_seconds, batch_size=batch_size))
+        learner.set_schedule(schedule, total_steps)
         if checkpoint:
-            for name, part in parts.items():
-                part.load_state_dict(checkpoint[name])
+            learner.load_state_dict(checkpoint["learner"])
 
-        n_epochs = -(-total_steps // steps_per_epoch)
+        n_epochs = math.ceil(total_steps / steps_per_epoch)
         for epoch in range(len(history), n_epochs):
             started = time.perf_counter()
             steps = min(steps_per_epoch, total_steps - epoch * steps_per_epoch)
-            row = {"epoch": epoch + 1, **train_one_epoch(step, scheduler, train, steps=steps, batch_size=batch_size, seed=(*seed, epoch))}
-            scores = evaluate_model(average.module, validation, threshold=threshold, pictures=folder / "val_outputs" / f"epoch_{epoch + 1}")
+            row = {"epoch": epoch + 1, **train_one_epoch(learner, train, steps=steps, batch_size=batch_size, seed=(*seed, epoch))}
+            scores = evaluate_model(
+                learner.best_guess, validation, threshold=threshold, pictures=folder / "val_outputs" / f"epoch_{epoch + 1}"
+            )
             row |= {"val_dice": float(scores.mean()), "seconds": time.perf_counter() - started}
             if row["val_dice"] > max((past["val_dice"] for past in history), default=-1):
-                write_torch({"state_dict": average.module.state_dict(), "epoch": epoch + 1, "val_dice": row["val_dice"]}, folder / "best_unet_model.pth")
+                write_torch({"state_dict": learner.best_guess.state_dict(), **row}, folder / "best_unet_model.pth")
             history.append(row)
-            states = {name: part.state_dict() for name, part in parts.items()}
-            write_torch({**states, "total_steps": total_steps, "history": history}, folder / "last.pth")
+            write_torch({"learner": learner.state_dict(), "total_steps": total_steps, "history": history}, folder / "last.pth")
             write_csv(history, folder / "history.csv")
             print(f"epoch {epoch + 1}/{n_epochs}  " + "  ".join(f"{name} {row[name]:.4g}" for name in list(row)[1:]), flush=True)
     return history
 
 
-class TrainStep:
-    """One step of gradient descent on one batch; holds what changes with each step."""
+class Learner:
+    """A network and all that changes with it while it learns; `state_dict` is what a checkpoint has to hold."""
 
-    def __init__(self, model, average, optimizer, scaler, criterion: DiceBCELoss, transform: TrainTransform, clip_norm: float | None):
-        self.model, self.average, self.optimizer, self.scaler = model, average, optimizer, scaler
-        self.criterion, self.transform, self.clip_norm = criterion, transform, clip_norm
-        self.device = torch.device(transform.device)
+    def __init__(self, model, *, augment: Augment, lr, weight_decay, ema_decay, clip_norm, bce_weight, device):
+        self.device = torch.device(device)
         self.dtype = choose_precision(self.device)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.average = AveragedModel(model, multi_avg_fn=make_average(ema_decay), use_buffers=True)
+        self.optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.transform = TrainTransform(augment, self.device)
+        self.criterion = DiceBCELoss(bce_weight)
+        self.clip_norm = clip_norm
 
-    def __call__(self, squares: Tensor, targets: Tensor, generator: torch.Generator) -> LossParts:
+    @property
+    def best_guess(self) -> nn.Module:
+        """The network with the averaged weights: what is validated and kept."""
+        return self.average.module
+
+    def set_schedule(self, schedule: str, total_steps: int) -> None:
+        """Lay the learning rate out over all the steps there will be: "one_cycle", or "constant"."""
+        factor = {"one_cycle": lambda step: one_cycle(step, total_steps), "constant": lambda step: 1.0}[schedule]
+        self.scheduler = LambdaLR(self.optimizer, factor)
+
+    def state_dict(self) -> dict:
+        """The state of every part."""
+        return {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer", "scaler", "scheduler")}
+
+    def load_state_dict(self, states: dict) -> None:
+        """Take over what `state_dict` returned."""
+        for name, state in states.items():
+            getattr(self, name).load_state_dict(state)
+
+    def step(self, squares: Tensor, targets: Tensor, generator: torch.Generator) -> LossParts:
         """Learn from uint8 squares (B, 3, S, S) and targets (B, 1, S, S); return the losses before the step."""
         self.model.train()
         images, targets = self.transform(squares, targets, generator)
-        images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model(images)
+            logits = self.model(images.contiguous(memory_format=torch.channels_last))
         losses = self.criterion(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses.loss).backward()
@@ -127,20 +153,21 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.average.update_parameters(self.model)
-        return LossParts(*(loss.detach() for loss in losses))
+        return losses
 
 
-def train_one_epoch(step: TrainStep, scheduler: LRScheduler, train: Squares, *, steps: int, batch_size: int, seed: tuple[int, ...]) -> dict:
-    """Run `steps` batches of a fresh shuffle; return the means of Dice, BCE and combined loss, and the last learning rate."""
+def train_one_epoch(learner: Learner, train: Squares, *, steps: int, batch_size: int, seed: tuple[int, ...]) -> dict:
+    """Learn from `steps` batches of a fresh shuffle; return the means of Dice, BCE and combined loss, and the last learning rate."""
     order = torch.randperm(len(train), generator=make_generator(*seed, 0))
     torch.manual_seed(make_seed(*seed, 1))  # dropout draws from the global generator
     losses = []
     for batch, indices in enumerate(tqdm(order.split(batch_size)[:steps], leave=False, disable=not is_interactive())):
-        losses.append(torch.stack(step(train.images[indices], train.targets[indices], make_generator(*seed, 2, batch))))
-        lr = scheduler.get_last_lr()[0]
-        scheduler.step()
+        lr = learner.scheduler.get_last_lr()[0]
+        parts = learner.step(train.images[indices], train.targets[indices], make_generator(*seed, 2, batch))
+        learner.scheduler.step()
+        losses.append(torch.stack(parts).detach())
     loss, bce, dice_loss = torch.stack(losses).mean(dim=0).tolist()
-    if not np.isfinite(loss):
+    if not math.isfinite(loss):
         raise FloatingPointError(f"the training loss became {loss}; the last checkpoint is intact; lower lr (now {lr:g}) or set clip_norm")
     return {"dice": 1 - dice_loss, "bce": bce, "loss": loss, "lr": lr}
 
@@ -171,14 +198,14 @@ def write_picture(path: Path, square: Tensor, frame: Frame, truth: np.ndarray, p
         Image.fromarray(np.hstack(framed)).save(partial)
 
 
-def fit_steps(step: TrainStep, train: Squares, validation: Squares, budget_seconds: float, *, batch_size: int, n_timed: int = 5) -> int:
-    """Return how many steps, with a validation after each epoch's worth, fit into the budget; timed on copies, so nothing is learnt."""
+def fit_steps(learner: Learner, train: Squares, validation: Squares, budget_seconds: float, *, batch_size: int, n_timed: int = 5) -> int:
+    """Return how many steps, with a validation after each epoch's worth, fit into the budget; timed on a copy, so nothing is learnt."""
     started = time.perf_counter()
-    trial = copy.deepcopy(step)
+    trial = copy.deepcopy(learner)
     marks = []
     for batch in range(n_timed + 1):  # the first one warms up
         indices = torch.arange(batch * batch_size, (batch + 1) * batch_size) % len(train)
-        trial(train.images[indices], train.targets[indices], make_generator(batch)).loss.item()
+        trial.step(train.images[indices], train.targets[indices], make_generator(batch)).loss.item()
         marks.append(time.perf_counter())
     seconds_a_step = (marks[-1] - marks[0]) / n_timed
     few = validation.subset(range(min(len(validation), 2 * batch_size)))
@@ -189,7 +216,7 @@ def fit_steps(step: TrainStep, train: Squares, validation: Squares, budget_secon
 
 
 def make_average(ema_decay: float):
-    """The update of `AveragedModel`: an exponential moving average whose memory grows to `ema_decay`, so that it never lags behind a young network."""
+    """The update of `AveragedModel`: an exponential moving average whose memory grows to `ema_decay`, so it never lags behind."""
 
     def update(averages: list[Tensor], values: list[Tensor], n_averaged: Tensor) -> None:
         decay = min(ema_decay, (1 + n_averaged.item()) / (10 + n_averaged.item()))  # the warm-up of TensorFlow's moving average
@@ -206,11 +233,6 @@ def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     return torch.optim.AdamW([{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}], lr=lr)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, schedule: str, *, total_steps: int) -> LambdaLR:
-    """A learning rate for each of `total_steps` steps, to be advanced after every one; see `one_cycle`, or constant."""
-    return LambdaLR(optimizer, {"constant": lambda step: 1.0, "one_cycle": lambda step: one_cycle(step, total_steps)}[schedule])
 
 
 def one_cycle(step: int, total_steps: int) -> float:

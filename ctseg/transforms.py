@@ -1,6 +1,6 @@
 """From an image of any size to the square the network sees, and back; and augmentation of whole batches.
 
-`EvalTransform` is what every case goes through, once. `TrainTransform` is what a training batch goes through on top, on the training device.
+`EvalTransform` is what every case goes through, once. `TrainTransform` is what training batches go through on top, on the training device.
 """
 
 import math
@@ -43,7 +43,9 @@ class Frame:
         """
         expected = (self.target_size, self.target_size)
         if probability.shape != expected:
-            raise ValueError(f"a map of {probability.shape} is not of this frame, expected {expected}; undo with the frame made for the same image")
+            raise ValueError(
+                f"a map of {probability.shape} is not of this frame, expected {expected}; undo with the frame made for the same image"
+            )
         inside = Image.fromarray(np.ascontiguousarray(probability[self.window], dtype=np.float32))
         return np.clip(inside.resize(self.original_size[::-1], Image.Resampling.BILINEAR), 0, 1)
 
@@ -179,7 +181,7 @@ class Augment:
         mirror = 1 - 2 * torch.stack([chance(self.flip, batch, generator) for _ in range(2)], dim=1)  # (B, 2) of ±1
         cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
         matrix = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1) * mirror[:, None]
-        # A magnified image is wider than its square: the crop may slide as far as there is image to see, and a shrunk one as far as it stays inside.
+        # The crop of a magnified image may slide as far as there is image to see, a shrunk image as far as it stays inside.
         shift = symmetric((batch, 2), generator) * (1 - 1 / zoom).abs()[:, None]
         grid = F.affine_grid(torch.cat([matrix, shift[..., None]], dim=2), [batch, 1, size, size], align_corners=False)
         if self.elastic:
@@ -188,7 +190,7 @@ class Augment:
         return grid
 
     def change_intensity(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw and apply gamma, contrast, colour and brightness; images (B, 3, S, S) in [0, 1] stay there, and black padding stays black."""
+        """Draw and apply gamma, contrast, colour and brightness; images (B, 3, S, S) in [0, 1] stay there, and padding stays black."""
         batch = len(images)
         exponent = (1 + self.gamma) ** symmetric((batch, 1, 1, 1), generator)
         contrast = 1 + self.contrast * symmetric((batch, 1, 1, 1), generator)

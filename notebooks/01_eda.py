@@ -17,8 +17,8 @@
 # %%
 import numpy as np
 
+from ctseg.check import check_dataset, describe_cases
 from ctseg.config import make_config, open_run
-from ctseg.data import check_dataset, describe_cases
 from ctseg.files import write_csv
 from ctseg.folds import make_dataset
 from ctseg.plots import plot_cases, plot_colours, plot_distributions, table

@@ -13,7 +13,7 @@
 # where there is one region an image, and wrong where there are many.
 #
 # *Input:* the trained folds of `runs/<run>/`; nothing is trained here. *Artefacts:* `postprocess.json`, `predicted_masks/*.png`,
-# `submission.csv`, `summary.json`.
+# `submission.csv`, `examples.png`, `summary.json`.
 
 # %%
 from pathlib import Path
@@ -115,19 +115,29 @@ with lock_folder(run_dir):
     predictions = predict_masks(models, test, threshold=config.threshold, steps=steps)
     write_submission(run_dir / "submission.csv", write_masks(predictions, run_dir / "predicted_masks"), test.cases)
 
+# %% [markdown]
+# Prediction magenta; truth green, where it is known: a contest hides the test masks, the phantom's lie beside it in `test_masks/`.
+
 # %%
-first = test.cases[:12]
-pred_masks = [read_mask(run_dir / "predicted_masks" / f"{case.image_id}.png") for case in first]
-plot_cases([read_image(case.image, window=test.window) for case in first], pred_masks=pred_masks, titles=[case.image_id for case in first])
+test_masks = Path(config.data_root).parent / "test_masks"
+first = test.cases[:6]
+truths = [read_mask(test_masks / f"{case.image_id}.png") for case in first] if test_masks.is_dir() else None
+figure = plot_cases(
+    [read_image(case.image, window=test.window) for case in first],
+    truths,
+    [read_mask(run_dir / "predicted_masks" / f"{case.image_id}.png") for case in first],
+    titles=[case.image_id for case in first],
+)
+figure.savefig(run_dir / "examples.png", dpi=80)
+figure
 
 # %% [markdown]
 # ## Scores
 #
-# A contest hides the test masks. The phantom's lie beside it in `test_masks/`, so there the real score is known, hard cases apart.
+# On validation, and on the test images where their masks are known, hard cases apart.
 
 # %%
 scores = {"validation, without post-processing": step_scores[()], "validation, as submitted": step_scores[steps]}
-test_masks = Path(config.data_root).parent / "test_masks"
 if test_masks.is_dir():
     raw = predict_masks(models, test, threshold=config.threshold)
     test_scores = score_steps((image_id, mask, read_mask(test_masks / f"{image_id}.png")) for image_id, mask in raw)

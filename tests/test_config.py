@@ -18,9 +18,10 @@ def somewhere_else(tmp_path, monkeypatch, phantom):
 def test_the_defaults_are_the_reference_recipe():
     config = make_config({"preset": "baseline"})
     expected = {
-        "split": "random", "seed": 42, "target_size": 256, "width": 64, "depth": 4, "bottleneck_dropout": 0.3, "decoder_dropout": 0.2,
-        "lr": 1e-4, "schedule": "constant", "weight_decay": 0, "ema_decay": 0, "clip_norm": None, "batch_size": 8, "epochs": 30, "n_folds": 1,
-        "bce_weight": 0.5, "flip": 0.5, "turn": 0.5, "scale": 0, "rotation": 0, "elastic": 0, "contrast": 0, "favour_contrast": False, "threshold": 0.5,
+        "split": "random", "seed": 42, "n_folds": 1, "target_size": 256, "favour_contrast": False, "epochs": 30, "batch_size": 8,
+        "width": 64, "depth": 4, "bottleneck_dropout": 0.3, "decoder_dropout": 0.2, "bce_weight": 0.5, "threshold": 0.5,
+        "lr": 1e-4, "schedule": "constant", "weight_decay": 0, "ema_decay": 0, "clip_norm": None,
+        "flip": 0.5, "turn": 0.5, "scale": 0, "rotation": 0, "elastic": 0, "brightness": 0, "contrast": 0, "gamma": 0, "colour": 0,
     }  # fmt: skip
     assert {name: getattr(config, name) for name in expected} == expected
 
@@ -66,7 +67,16 @@ def test_of_epochs_and_budget_an_explicit_one_replaces_the_presets_other():
 
 
 def test_a_notebooks_other_names_are_no_parameters():
-    notebook = {"In": ["x"], "Out": {}, "_": 3, "__name__": "__main__", "np": json, "make_config": make_config, "PAPERMILL_INPUT_PATH": "x", "lr": 0.1}
+    notebook = {
+        "In": ["x"],
+        "Out": {},
+        "_": 3,
+        "__name__": "__main__",
+        "np": json,
+        "make_config": make_config,
+        "PAPERMILL_INPUT_PATH": "x",
+        "lr": 0.1,
+    }
     assert make_config(notebook).lr == 0.1
     assert make_config({**notebook, "config": Config(epochs=1), "my_own": 3}).lr == 0.1  # a cell run again in a live notebook
 

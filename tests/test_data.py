@@ -7,22 +7,20 @@ import torch
 from conftest import write_pair
 from PIL import Image
 
+from ctseg.check import check_dataset, describe_cases
 from ctseg.data import (
     Case,
     SegmentationDataset,
-    check_dataset,
-    describe_cases,
     describe_mask,
     find_cases,
     find_data_root,
     find_window,
     load_squares,
-    make_folds,
     read_image,
     read_mask,
     read_size,
-    split_cases,
 )
+from ctseg.split import make_folds, split_cases
 from ctseg.transforms import EvalTransform
 
 RGB = np.random.default_rng(1).integers(0, 255, (30, 40, 3), np.uint8)
@@ -85,7 +83,11 @@ def test_ids_may_hold_spaces_and_dots(tiny, image_id):
     [
         (lambda root: (root / "Train/Mask/case_2.png").unlink(), "images without a mask.*case_2", ("error", "Train/Image/case_2.png")),
         (lambda root: (root / "Train/Image/case_2.png").unlink(), "masks without an image.*case_2", ("error", "Train/Mask/case_2.png")),
-        (lambda root: Image.fromarray(RGB).save(root / "Train/Image/case_2.jpg"), "two files of one stem.*case_2", ("error", "Train/Image/case_2.png")),
+        (
+            lambda root: Image.fromarray(RGB).save(root / "Train/Image/case_2.jpg"),
+            "two files of one stem.*case_2",
+            ("error", "Train/Image/case_2.png"),
+        ),
         (lambda root: shutil.rmtree(root / "Train/Mask"), "no folder .*Mask", ("error", "Train/Mask")),
         (lambda root: [path.unlink() for path in (root / "Train/Image").iterdir()], "no images in", ("error", "Train/Image")),
     ],
@@ -139,7 +141,6 @@ def test_a_rotated_image_is_read_upright_and_said_to_be(tiny):
 def test_a_large_jpeg_is_decoded_small_and_its_own_size_remembered(tmp_path):
     path = save(tmp_path / "large.jpg", np.kron(RGB, np.ones((40, 40, 1), np.uint8)))
     assert read_image(path, min_size=256).shape == (300, 400, 3)
-
 
     square, _, frame = SegmentationDataset([Case("large", path)], EvalTransform(256))[0]
     assert square.shape == (3, 256, 256) and frame.original_size == (1200, 1600)
@@ -251,6 +252,22 @@ def test_every_split_is_a_partition_and_the_folds_cover_all(phantom, split, n_fo
         assert sorted([*train, *validation]) == list(range(24))
         held_out += list(validation)
     assert sorted(held_out) == list(range(24)) if n_folds > 1 else len(held_out) in (2, 3)
+
+
+def test_a_handful_of_images_can_be_split_and_a_single_one_cannot(phantom):
+    squares = load_squares(SegmentationDataset(find_cases(phantom, "Train"), EvalTransform(32)))
+    train, validation = split_cases(squares.subset(range(3)), n_folds=1, fold=0, split="stratified", seed=0)
+    assert (len(train), len(validation)) == (2, 1)
+    with pytest.raises(ValueError, match="1 distinct images cannot be dealt into 2 folds"):
+        split_cases(squares.subset([0]), n_folds=1, fold=0, split="random", seed=0)
+
+
+def test_the_folds_do_not_depend_on_the_size_of_the_squares(phantom):
+    def validation(size):
+        squares = load_squares(SegmentationDataset(find_cases(phantom, "Train"), EvalTransform(size)))
+        return split_cases(squares, n_folds=5, fold=1, split="stratified", seed=0)[1].tolist()
+
+    assert validation(32) == validation(96)
 
 
 def test_duplicates_never_straddle_the_split(tiny):

@@ -56,7 +56,9 @@ B = np.array([[0, 1, 1], [1, 0, 0]], bool)
 EMPTY = np.zeros((2, 3), bool)
 
 
-@pytest.mark.parametrize(("pred_mask", "truth", "score"), [(A, A, 1), (A, B, 0.4), (A, ~A, 0), (EMPTY, EMPTY, 1), (EMPTY, A, 0), (A, EMPTY, 0)])
+@pytest.mark.parametrize(
+    ("pred_mask", "truth", "score"), [(A, A, 1), (A, B, 0.4), (A, ~A, 0), (EMPTY, EMPTY, 1), (EMPTY, A, 0), (A, EMPTY, 0)]
+)
 def test_dice_scores_written_by_hand(pred_mask, truth, score):
     assert dice_score(pred_mask, truth) == pytest.approx(score)
 

@@ -17,7 +17,21 @@ from ctseg.config import Config
 from ctseg.report import print_summary, write_report
 
 NAMES = ["01_eda", "02_transforms", "03_train", "04_postprocess_submit"]
-PARAMETERS = ["preset", "data_root", "run", "fold", "n_folds", "epochs", "budget_minutes", "batch_size", "lr", "target_size", "encoder", "weights", "seed"]
+PARAMETERS = [
+    "preset",
+    "data_root",
+    "run",
+    "fold",
+    "n_folds",
+    "epochs",
+    "budget_minutes",
+    "batch_size",
+    "lr",
+    "target_size",
+    "encoder",
+    "weights",
+    "seed",
+]
 
 
 def read(name):
@@ -70,13 +84,37 @@ def clone(tmp_path_factory):
 def papermill(clone, *arguments, cwd="."):
     """Run papermill in the clone; return the finished process."""
     environment = {**os.environ, "PYTHONPATH": str(clone)}
-    return subprocess.run([sys.executable, "-m", "papermill", *map(str, arguments)], cwd=clone / cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "papermill", *map(str, arguments)], cwd=clone / cwd, env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
 def small(phantom):
     """A run of seconds."""
-    return ["-p", "data_root", phantom, "-r", "run", "007", "-p", "epochs", 2, "-p", "lr", "0.0005", "-p", "target_size", 32, "-p", "width", 4, "-p", "n_folds", 2]
+    return [
+        "-p",
+        "data_root",
+        phantom,
+        "-r",
+        "run",
+        "007",
+        "-p",
+        "epochs",
+        2,
+        "-p",
+        "lr",
+        "0.0005",
+        "-p",
+        "target_size",
+        32,
+        "-p",
+        "width",
+        4,
+        "-p",
+        "n_folds",
+        2,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +130,9 @@ def run(clone, small):
 
 def test_the_notebooks_leave_every_artefact_of_a_run(run):
     expected = ["config.json", "data_check.csv", "cases.csv", "round_trip.csv", "postprocess.json", "submission.csv", "summary.json"]
-    expected += [f"fold{k}/{name}" for k in (0, 1) for name in ("best_unet_model.pth", "last.pth", "history.csv", "oof.npz", "val_outputs/epoch_2")]
+    expected += [
+        f"fold{k}/{name}" for k in (0, 1) for name in ("best_unet_model.pth", "last.pth", "history.csv", "oof.npz", "val_outputs/epoch_2")
+    ]
     assert [name for name in expected if not (run / name).exists()] == []
     assert len(list((run / "predicted_masks").glob("*.png"))) == 4
     scores = json.loads((run / "summary.json").read_text())["scores"]
@@ -134,7 +174,10 @@ def test_other_settings_in_the_same_run_are_refused_and_nothing_is_touched(clone
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["-p", "epoch", 3], "unknown parameter 'epoch', did you mean 'epochs'"), (["-p", "favour_contrast", "false"], "expected bool; write False")],
+    [
+        (["-p", "epoch", 3], "unknown parameter 'epoch', did you mean 'epochs'"),
+        (["-p", "favour_contrast", "false"], "expected bool; write False"),
+    ],
 )
 def test_bad_parameters_are_refused_through_papermill(clone, small, arguments, message):
     done = papermill(clone, "03_train.ipynb", "out.ipynb", *small, *arguments, cwd="notebooks")

@@ -8,29 +8,10 @@ def draw(*rows):
     return np.array([[character == "#" for character in row] for row in rows])
 
 
-RING = draw(
-    "###...",
-    "#.#..#",
-    "###...",
-    "......",
-)
-FILLED = draw(
-    "###...",
-    "###..#",
-    "###...",
-    "......",
-)
-LARGEST = draw(
-    "###...",
-    "#.#...",
-    "###...",
-    "......",
-)
-DIAGONAL = draw(
-    "#..##",
-    ".#...",
-    "..#..",
-)
+RING = draw("###...", "#.#..#", "###...", "......")
+FILLED = draw("###...", "###..#", "###...", "......")
+LARGEST = draw("###...", "#.#...", "###...", "......")
+DIAGONAL = draw("#..##", ".#...", "..#..")
 
 
 def test_holes_are_filled_and_only_holes():

@@ -44,7 +44,9 @@ def test_random_masks_survive_a_round_trip_and_agree_with_a_slow_encoder():
             assert np.array_equal(decode_rle(encode_rle(mask, order), mask.shape, order), mask)
 
 
-@pytest.mark.parametrize("rle", ["1", "0 2", "1 0", "1 -1", "3 2 1 1", "1 3 2 2", "5 3", "1.5 2", "a b", "1 99999999999999999999"])
+@pytest.mark.parametrize(
+    "rle", ["1", "0 2", "1 0", "1 -1", "3 2 1 1", "1 3 2 2", "5 3", "1.5 2", "a b", "1 99999999999999999999", "9223372036854775807 5"]
+)
 def test_codes_that_are_not_valid_are_refused(rle):
     with pytest.raises(ValueError, match="run-length code"):
         decode_rle(rle, (2, 3))
@@ -92,7 +94,8 @@ def test_a_wrong_submission_is_refused_and_the_one_before_it_stays(cases, tmp_pa
         ("id,mask\na b,\n", "columns"),
         ("\ufeffID,Mask\na b,\n", "columns"),
         ("ID,Mask\na b,\na b,\na.b,\n", "duplicate ids"),
-        ('ID,Mask\na b,1 188\na.b,\n"a,b",\n', "ID a b: .*ends at pixel 188"),
+        ("ID,Mask\na b\n", "row 2 has not two columns"),
+        ('ID,Mask\na b,1 188\na.b,\n"a,b",\n', "ID a b: .*holds 188"),
     ],
 )
 def test_a_file_that_is_no_submission_is_refused(cases, tmp_path, text, message):

@@ -92,7 +92,9 @@ test_train.train(squares, Path(sys.argv[2]))
 
 
 def test_a_killed_run_that_resumes_ends_at_the_same_bits(squares, phantom, tmp_path):
-    killed = subprocess.run([sys.executable, "-c", STOPPED, phantom, tmp_path / "killed"], cwd=REPOSITORY, env={"PYTHONPATH": str(REPOSITORY)})
+    killed = subprocess.run(
+        [sys.executable, "-c", STOPPED, phantom, tmp_path / "killed"], cwd=REPOSITORY, env={"PYTHONPATH": str(REPOSITORY)}
+    )
     assert killed.returncode == -9 and len(read_csv(tmp_path / "killed" / "history.csv")) == 1
     resumed, history = train(squares, tmp_path / "killed")
     unbroken, expected = train(squares, tmp_path / "unbroken")
@@ -134,7 +136,7 @@ def test_of_epochs_and_budget_the_shorter_counts(squares, tmp_path):
 def test_one_cycle_rises_to_the_full_rate_and_falls_to_nearly_none(total_steps):
     rates = [one_cycle(step, total_steps) for step in range(total_steps + 1)]
     top = int(np.argmax(rates))
-    assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True) and 0 <= min(rates) and max(rates) <= 1
+    assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True) and min(rates) >= 0 and max(rates) <= 1
     if total_steps == 1000:
         assert top == 200 and rates[top] == pytest.approx(1, abs=1e-4) and rates[-1] == pytest.approx(0, abs=1e-4)
 

@@ -1,0 +1,149 @@
+"""The data doctor: describe the cases, and report every problem of a data set in one table before it costs a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ctseg.data import (
+    EXIF_ORIENTATION,
+    IMAGE_SUFFIXES,
+    Case,
+    describe_mask,
+    find_files,
+    find_window,
+    map_threads,
+    read_image,
+    read_mask,
+    read_mask_values,
+    read_size,
+)
+
+THUMBNAIL = 24  # pixels
+DUPLICATE_CORRELATION = 0.99  # different lesions of one contest were seen to reach .968, recompressed copies stay above .995
+
+
+def describe_cases(cases: Sequence[Case], window: tuple[float, float] | None = None) -> list[dict]:
+    """Describe each case in a row: height, width (pixels), aspect (height / width), mean and spread of each channel (0 … 255), and
+    mask_area (share of the image; 0 for an empty mask, None without one)."""
+    return list(map_threads(lambda case: describe_case(case, window), cases))
+
+
+def describe_case(case: Case, window: tuple[float, float] | None) -> dict:
+    """Describe one case, as `describe_cases` does."""
+    height, width = read_size(case.image)
+    pixels = read_image(case.image, min_size=256, window=window).reshape(-1, 3)
+    area = None if case.mask is None else float(read_mask(case.mask).mean())
+    return {
+        "image_id": case.image_id,
+        "height": height,
+        "width": width,
+        "aspect": height / width,
+        **{f"mean_{channel}": float(value) for channel, value in zip("rgb", pixels.mean(axis=0))},
+        **{f"std_{channel}": float(value) for channel, value in zip("rgb", pixels.std(axis=0))},
+        "mask_area": area,
+    }
+
+
+def check_dataset(root: str | Path) -> list[dict]:
+    """Report every problem of a data set as rows of severity, file, problem and remedy; no row means that nothing was found.
+
+    An "error" stops training or prediction until it is mended, a "warning" is read in a way that the remedy states.
+    """
+    root, rows, thumbnails = Path(root), [], {}
+    for part in ("Train", "Test"):
+        rows += check_pairing(root, part)
+        images = find_files(root / part / "Image") if (root / part / "Image").is_dir() else {}
+        masks = find_files(root / part / "Mask") if part == "Train" and (root / part / "Mask").is_dir() else {}
+        cases = [Case(stem, paths[0], masks.get(stem, [None])[0]) for stem, paths in images.items()]
+        for case, (problems, thumbnail) in zip(cases, map_threads(check_case, cases)):
+            rows += problems
+            if thumbnail is not None:
+                thumbnails[f"{part}/{case.image.name}"] = thumbnail
+    names = list(thumbnails)
+    for first, second in find_duplicates(np.array(list(thumbnails.values()))):
+        across = names[first].split("/")[0] != names[second].split("/")[0]
+        remedy = "its train mask is nearly the answer; do not count on its score" if across else "they are kept in one fold"
+        rows.append(problem("warning", names[second], f"nearly the same image as {names[first]}", remedy))
+    return sorted(rows, key=lambda row: (row["severity"], row["file"]))
+
+
+def problem(severity: str, file, what: str, remedy: str) -> dict:
+    """One row of the table of `check_dataset`."""
+    return {"severity": severity, "file": str(file), "problem": what, "remedy": remedy}
+
+
+def check_pairing(root: Path, part: str) -> list[dict]:
+    """Find what is wrong with the files' names: no folder, no images, a missing or orphan mask, two files of one stem."""
+    rows, found = [], {}
+    for kind in ("Image", "Mask") if part == "Train" else ("Image",):
+        name = f"{part}/{kind}"
+        found[kind] = find_files(root / name) if (root / name).is_dir() else {}
+        if not found[kind]:
+            rows.append(problem("error", name, "no folder or no images in it", f"expected {', '.join(sorted(IMAGE_SUFFIXES))}"))
+        for paths in found[kind].values():
+            if len(paths) > 1:
+                rows.append(problem("error", f"{name}/{paths[1].name}", f"same stem as {paths[0].name}", "remove one of them"))
+    if part == "Train":
+        for stem in found["Image"].keys() - found["Mask"].keys():
+            rows.append(
+                problem("error", f"Train/Image/{found['Image'][stem][0].name}", "image without a mask", f"add Train/Mask/{stem}.png")
+            )
+        for stem in found["Mask"].keys() - found["Image"].keys():
+            rows.append(
+                problem("error", f"Train/Mask/{found['Mask'][stem][0].name}", "mask without an image", "add the image or remove the mask")
+            )
+    return rows
+
+
+def check_case(case: Case) -> tuple[list[dict], np.ndarray | None]:
+    """Find what is wrong with the files of one case; also return the image's thumbnail, None where it cannot be read."""
+    rows, thumbnail, size, values = [], None, None, None
+    image, mask = ("/".join(path.parts[-3:]) if path else None for path in (case.image, case.mask))
+    try:
+        size = read_size(case.image)
+        with Image.open(case.image) as opened:
+            deep = opened.mode.startswith(("I", "F"))
+            if opened.getexif().get(EXIF_ORIENTATION, 1) != 1:
+                rows.append(problem("warning", image, "rotated by its EXIF tag", "read upright; see that its mask is upright too"))
+        thumbnail = make_thumbnail(read_image(case.image, min_size=64, window=find_window([case]) if deep else None))
+    except (OSError, ValueError, SyntaxError) as error:
+        rows.append(problem("error", image, f"cannot be read: {error}", "replace the file or remove the case"))
+    if case.mask is None:
+        return rows, thumbnail
+    try:
+        values = read_mask_values(case.mask)
+    except ValueError as error:
+        rows.append(problem("error", mask, f"cannot be read: {error}", "replace the file or remove the case"))
+    else:
+        kind = describe_mask(values)
+        if size and values.shape != size:
+            rows.append(problem("error", mask, f"{values.shape} but its image is {size} (H, W)", "export the mask at the image's size"))
+        if kind == "several labels":
+            rows.append(
+                problem("error", mask, f"several labels {np.unique(values)[:5].tolist()}", "merge or drop labels until two values are left")
+            )
+        elif kind in ("empty", "anti-aliased", "two values"):
+            remedy = {
+                "empty": "kept: nothing to find there",
+                "anti-aliased": "cut at half its maximum",
+                "two values": "the upper is foreground",
+            }[kind]
+            rows.append(problem("warning", mask, f"mask is {kind}", remedy))
+    return rows, thumbnail
+
+
+def make_thumbnail(image: np.ndarray) -> np.ndarray:
+    """Shrink uint8 (H, W, 3) to a vector of 24 * 24 * 3 float32 with mean 0 and length 1; a constant image becomes zeros."""
+    small = np.asarray(Image.fromarray(image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), np.float32).ravel()
+    small -= small.mean()
+    return small / max(np.linalg.norm(small), 1e-6)
+
+
+def find_duplicates(thumbnails: np.ndarray) -> list[tuple[int, int]]:
+    """Return the index pairs (i < j) of nearly the same images: thumbnails (N, D) that correlate above `DUPLICATE_CORRELATION`."""
+    if len(thumbnails) == 0:
+        return []
+    alike = np.triu(thumbnails @ thumbnails.T > DUPLICATE_CORRELATION, k=1)
+    return [(int(i), int(j)) for i, j in np.argwhere(alike)]
