@@ -34,6 +34,7 @@ def postprocess_mask(mask: np.ndarray, steps: Iterable[str] = tuple(STEPS)) -> n
     return mask
 
 
+MIN_CASES = 10  # a bootstrap interval of fewer is narrower than it should be, and of one image it has no width at all
 Scores = dict[str, float]  # Dice by image_id
 
 
@@ -57,8 +58,10 @@ def gain(scores: Mapping[tuple[str, ...], Scores], steps: tuple[str, ...]) -> np
 def choose_steps(scores: Mapping[tuple[str, ...], Scores]) -> tuple[str, ...]:
     """Choose the combination with the best mean gain among those whose 95 % paired bootstrap interval lies above zero; () if there is none.
 
-    To keep a step only if validation improves is nnU-Net's idea (Isensee et al. 2021).
+    Fewer than `MIN_CASES` images decide nothing: (). To keep a step only if validation improves is nnU-Net's idea (Isensee et al. 2021).
     """
+    if len(scores[()]) < MIN_CASES:
+        return ()
     helpful = [steps for steps in scores if bootstrap_interval(gain(scores, steps))[0] > 0]
     return max(helpful, key=lambda steps: gain(scores, steps).mean(), default=())
 
