@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import html
 import json
 import types
 from collections.abc import Mapping
@@ -97,8 +98,9 @@ class Config:
         return Augment(**{entry.name: getattr(self, entry.name) for entry in fields(Augment)})
 
     def _repr_html_(self) -> str:
-        """All fields, for a notebook."""
-        return "<pre>" + "\n".join(f"{name:>18}  {value!r}" for name, value in asdict(self).items()) + "</pre>"
+        """All fields in three columns, for a notebook."""
+        entries = "".join(f"<div>{name} = {html.escape(repr(value))}</div>" for name, value in asdict(self).items())
+        return f'<div style="columns: 3; font-family: monospace">{entries}</div>'
 
 
 def check_type(name: str, value: Any, hint: Any) -> None:
@@ -138,6 +140,7 @@ PRESETS = {
     "quick": MODERN | {"epochs": 24, "target_size": 128, "width": 16, "batch_size": 4, "lr": 2e-3},  # minutes on two CPU cores
     "strong": MODERN | {"epochs": 60, "target_size": 256, "width": 64, "batch_size": 16, "lr": 1e-3, "n_folds": 5},  # for a GPU
 }
+DEFAULTS = {"preset": "quick", "data_root": "", "run": ""}  # of the notebooks' parameters that are not None
 
 
 def make_config(parameters: Mapping[str, Any], *, of_run: bool = False) -> Config:
@@ -165,19 +168,19 @@ def make_config(parameters: Mapping[str, Any], *, of_run: bool = False) -> Confi
         )
     given = {name: value for name, value in given.items() if name in names}
     given |= {name: str(given[name]) for name in ("run", "data_root") if name in given}
-    preset = given.setdefault("preset", "quick")
+    preset = given.setdefault("preset", DEFAULTS["preset"])
     if preset not in PRESETS:
         raise ValueError(f"parameter preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
     values = dict(PRESETS[preset])
     if of_run and given.get("run") and (path := find_run(given["run"]) / "config.json").is_file():
         values = json.loads(path.read_text())
-        given = {name: value for name, value in given.items() if value != ""}
+        given = {name: value for name, value in given.items() if DEFAULTS.get(name) != value}
     if "epochs" in given or "budget_minutes" in given:
         values |= {"epochs": None, "budget_minutes": None}
     values |= given
     values["data_root"] = str(find_data_root(values.get("data_root", "")))
-    if values.get("weights"):
-        values["weights"] = str(find_weights(values["weights"]))
+    if given.get("weights"):
+        values["weights"] = str(find_weights(given["weights"]))
     config = Config(**values)
     if not config.run:
         digest = hashlib.sha256(json.dumps(config.settings(), sort_keys=True).encode()).hexdigest()[:8]

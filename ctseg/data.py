@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +68,14 @@ class Case:
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:
-    """Image files of a folder by stem, sorted; hidden files and other types are passed over."""
+    """Image files of a folder by stem, in the order of the stems; hidden files and other types are passed over."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; expected the competition's layout Train/Image, Train/Mask, Test/Image")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             found.setdefault(path.stem, []).append(path)
-    return found
+    return dict(sorted(found.items()))
 
 
 def find_cases(root: Path, part: str) -> list[Case]:
@@ -103,35 +104,47 @@ def refuse(what: str, names) -> None:
         raise ValueError(f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''} ({len(names)}); add or remove files, see 01_eda")
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file; whatever goes wrong with it in the block is a ValueError that names the file and the fix."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {path}: {error}; replace the file, or remove the image together with its mask") from error
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """Read (H, W) from an image's header, as it is seen after its EXIF rotation."""
-    with Image.open(path) as image:
+    with opened(path) as image:
         width, height = image.size
         turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5  # orientations 5 to 8 exchange the axes
     return (width, height) if turned else (height, width)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image has more than 8 bits a channel."""
+    return image.mode.startswith(("I", "F"))
 
 
 def read_image(path: Path, *, min_size: int | None = None, window: tuple[float, float] | None = None) -> np.ndarray:
     """Read an image as uint8 (H, W, 3), upright.
 
     Args:
-        path: grey, RGB, RGBA (over black), palette or CMYK, 8 or 16 bits.
+        path: grey, RGB, RGBA (the alpha channel is dropped), palette or CMYK, 8 or 16 bits.
         min_size: decode a JPEG at ½, ¼ or ⅛ of its size as long as its longer side keeps this many pixels; several times faster.
         window: (low, high) in stored values that become 0 and 255, for 16-bit files.
 
     Raises:
         ValueError: the file cannot be decoded, or has 16 bits and no window was given.
     """
-    try:
-        with Image.open(path) as image:
-            if min_size:
-                image.draft(image.mode, [max(1, side * min_size // max(image.size)) for side in image.size])
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith(("I", "F")):
-                return np.repeat(apply_window(np.asarray(image), window)[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {path}: {error}; replace the file or remove it together with its mask") from error
+    with opened(path) as image:
+        if min_size:
+            image.draft(image.mode, [max(1, side * min_size // max(image.size)) for side in image.size])
+        upright = ImageOps.exif_transpose(image)
+        if is_deep(upright):
+            return np.repeat(apply_window(np.asarray(upright), window)[..., None], 3, axis=2)
+        return np.asarray(upright.convert("RGB"))
 
 
 def apply_window(values: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
@@ -146,8 +159,8 @@ def find_window(cases: Sequence[Case], low: float | None = None, high: float | N
     """Return the window for 16-bit images: the given bounds, or the 0.5 and 99.5 percentiles over `cases`; None if all have 8 bits."""
     samples = []
     for case in cases:
-        with Image.open(case.image) as image:
-            if image.mode.startswith(("I", "F")):
+        with opened(case.image) as image:
+            if is_deep(image):
                 values = np.asarray(image).ravel()
                 samples.append(values[:: max(1, values.size // 10_000)])
     if not samples:
@@ -173,11 +186,8 @@ def read_mask(path: Path) -> np.ndarray:
 
 def read_mask_values(path: Path) -> np.ndarray:
     """Read the stored grey values of a mask, (H, W) of an integer dtype."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image if image.mode.startswith("I") else image.convert("L"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read mask {path}: {error}; replace the file or remove it together with its image") from error
+    with opened(path) as image:
+        return np.asarray(image if is_deep(image) else image.convert("L"))
 
 
 def describe_mask(values: np.ndarray) -> str:

@@ -88,17 +88,20 @@ def plot_batch(images: Tensor, targets: Tensor, *, titles=None, columns: int = 6
 
 
 def plot_history(histories: Mapping[int, Sequence[Mapping]]) -> Figure:
-    """Curves over the epochs, a line a fold: losses, Dice on training batches and on validation, learning rate."""
-    figure, axes = new_axes(3, columns=3, size=4, height=2.8)
-    for fold, history in histories.items():
-        epochs = [row["epoch"] for row in history]
-        axes[0].plot(epochs, [row["loss"] for row in history], label=f"fold {fold}, combined")
-        axes[0].plot(epochs, [row["bce"] for row in history], "--", label=f"fold {fold}, BCE")
-        axes[1].plot(epochs, [row["val_dice"] for row in history], label=f"fold {fold}, validation")
-        axes[1].plot(epochs, [row["dice"] for row in history], "--", label=f"fold {fold}, training batches")
-        axes[2].plot(epochs, [row["lr"] for row in history], label=f"fold {fold}")
-    for axis, text in zip(axes, ("loss", "Dice", "learning rate at the epoch's end")):
-        axis.set(xlabel="epoch", ylabel=text)
+    """Curves over the epochs, a colour a fold: losses, Dice on validation and on training batches, learning rate."""
+    panels = {
+        "loss: combined, and BCE dashed": ("loss", "bce"),
+        "Dice: validation, and training batches dashed": ("val_dice", "dice"),
+        "learning rate": ("lr",),
+    }
+    figure, axes = new_axes(3, columns=3, size=4.2, height=3.2)
+    for axis, (text, names) in zip(axes, panels.items()):
+        for fold, history in histories.items():
+            for name, style in zip(names, ("-", "--")):
+                label = f"fold {fold}" if style == "-" else None
+                axis.plot([row["epoch"] for row in history], [row[name] for row in history], style, color=f"C{fold % 10}", label=label)
+        axis.set_title(text, fontsize=9)
+        axis.set_xlabel("epoch")
         axis.legend(fontsize=7)
     return figure
 

@@ -101,7 +101,8 @@ def train_model(
             history.append(row)
             write_torch({"learner": learner.state_dict(), "total_steps": total_steps, "history": history}, folder / "last.pth")
             write_csv(history, folder / "history.csv")
-            print(f"epoch {epoch + 1}/{n_epochs}  " + "  ".join(f"{name} {row[name]:.4g}" for name in list(row)[1:]), flush=True)
+            figures = "  ".join(f"{name} {row[name]:.4f}" for name in ("dice", "bce", "loss", "val_dice"))
+            print(f"{folder.name} epoch {epoch + 1}/{n_epochs}  {figures}  lr {row['lr']:.1e}  {row['seconds']:.1f} s", flush=True)
     return history
 
 

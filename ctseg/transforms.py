@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from skimage.transform import resize_local_mean
 from torch import Tensor
 
 from ctseg.metrics import dice_score
@@ -78,17 +79,19 @@ class ResizeAndPad:
         """
         frame = make_frame(original_size or image.shape[:2], self.target_size)
         square = np.zeros((self.target_size, self.target_size, 3), np.uint8)
-        square[frame.window] = resize(image, frame.resized_size, Image.Resampling.BILINEAR)
+        resized = Image.fromarray(image).resize(frame.resized_size[::-1], Image.Resampling.BILINEAR)  # antialiased by Pillow
+        square[frame.window] = np.asarray(resized)
         if mask is None:
             return square, None, frame
         target = np.zeros((self.target_size, self.target_size), np.uint8)
-        target[frame.window] = resize(mask.astype(np.uint8) * 255, frame.resized_size, Image.Resampling.BOX)
+        target[frame.window] = np.round(255 * average_area(mask, frame.resized_size))
         return square, target, frame
 
 
-def resize(image: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
-    """Resize uint8 (H, W) or (H, W, 3) to `size` (H, W); Pillow's filters widen when shrinking, so nothing aliases."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], resampling))
+def average_area(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W) or (H, W, 3) to float32 of `size` (H, W): the exact mean over the area that each new pixel covers."""
+    channel_axis = 2 if values.ndim == 3 else None
+    return resize_local_mean(values.astype(np.float32), size, preserve_range=True, channel_axis=channel_axis)
 
 
 def round_trip_dice(mask: np.ndarray, target_size: int, *, early: bool = False) -> float:
@@ -98,7 +101,7 @@ def round_trip_dice(mask: np.ndarray, target_size: int, *, early: bool = False) 
     """
     frame = make_frame(mask.shape, target_size)
     target = np.zeros((target_size, target_size), np.float32)
-    target[frame.window] = resize(mask.astype(np.uint8) * 255, frame.resized_size, Image.Resampling.BOX) / np.float32(255)
+    target[frame.window] = average_area(mask, frame.resized_size)
     return dice_score(frame.undo((target > 0.5).astype(np.float32) if early else target) > 0.5, mask)
 
 

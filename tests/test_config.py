@@ -106,8 +106,8 @@ def test_the_config_file_of_a_run_reproduces_it_as_parameters():
 
 
 def test_notebook_04_takes_what_is_not_given_from_the_run():
-    open_run(make_config({"run": "a", "epochs": 2, "lr": 0.5}))
+    open_run(make_config({"preset": "baseline", "run": "a", "epochs": 2, "lr": 0.5}))
     config = make_config({"preset": "quick", "data_root": "", "run": "a", "lr": None}, of_run=True)
-    assert (config.epochs, config.lr) == (2, 0.5)
+    assert (config.preset, config.width, config.epochs, config.lr) == ("baseline", 64, 2, 0.5)
     with pytest.raises(ValueError, match="lr: got 0.1, there 0.5"):
         open_run(make_config({"run": "a", "lr": 0.1}, of_run=True))

@@ -152,7 +152,7 @@ def test_a_truncated_file_is_named_and_stands_in_the_table(tiny):
     path.unlink()
     path = path.with_suffix(".jpg")
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match="cannot read image .*case_1.jpg.*truncated"):
+    with pytest.raises(ValueError, match="cannot read .*case_1.jpg.*truncated"):
         load_squares(SegmentationDataset(find_cases(tiny, "Train"), EvalTransform(32)))
     assert "truncated" in problems(tiny)["error", "Train/Image/case_1.jpg"]
 
