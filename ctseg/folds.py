@@ -36,13 +36,13 @@ def train_folds(config: Config, folder: Path, squares: Squares | None = None) ->
 
 def train_fold(config: Config, squares: Squares, fold: int, folder: Path, budget_seconds: float | None) -> list[dict]:
     """Train one fold and keep its out-of-fold predictions, made with the best weights; return the history."""
-    train, validation = split_fold(config, squares, fold)
+    train, validation = (squares.subset(indices) for indices in split_fold(config, squares, fold))
     torch.manual_seed(make_seed(config.seed, fold))  # the initial weights
     model = build_model(config, config.weights)
     history = train_model(
         model,
-        squares.subset(train),
-        held_out := squares.subset(validation),
+        train,
+        validation,
         folder,
         augment=config.augment(),
         epochs=config.epochs,
@@ -60,7 +60,7 @@ def train_fold(config: Config, squares: Squares, fold: int, folder: Path, budget
     )
     if not (folder / "oof.npz").is_file():
         load_weights(model, folder / "best_unet_model.pth")
-        write_oof(folder / "oof.npz", model, held_out)
+        write_oof(folder / "oof.npz", model, validation)
     return history
 
 

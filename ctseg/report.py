@@ -77,10 +77,10 @@ def print_summary(folder: Path) -> None:
     """Print a run's scores and where its files are."""
     summary = json.loads((folder / "summary.json").read_text())
     for name, score in summary["scores"].items():
-        print(f"{name:<34} Dice {score['dice']:.4f}  [{score['low']:.4f}, {score['high']:.4f}]  {score['n']} images")
-    print(f"post-processing applied            {' + '.join(summary['steps']) or 'none: no step helps on validation'}")
-    print(f"submission                         {folder / 'submission.csv'}")
-    print(f"report                             {folder / 'report.html'}")
+        print(f"{name:<36} Dice {score['dice']:.4f}  [{score['low']:.4f}, {score['high']:.4f}]  {score['n']} images")
+    print(f"{'post-processing applied':<36} {' + '.join(summary['steps']) or 'none: no step helps on validation'}")
+    print(f"{'submission':<36} {folder / 'submission.csv'}")
+    print(f"{'report':<36} {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@
 import numpy as np
 import torch
 
+from ctseg.check import tabulate_round_trip
 from ctseg.config import make_config, open_run
-from ctseg.data import map_threads, read_image, read_mask
+from ctseg.data import read_image
 from ctseg.files import write_csv
 from ctseg.folds import make_dataset
 from ctseg.plots import plot_batch, plot_cases, table
 from ctseg.train import make_generator
-from ctseg.transforms import Augment, EvalTransform, TrainTransform, favour_contrast, round_trip_dice, to_float
+from ctseg.transforms import Augment, EvalTransform, TrainTransform, favour_contrast, to_float
 
 # %% [markdown]
 # ## Parameters
@@ -105,11 +106,8 @@ plot_cases([*images, *map(favour_contrast, images)], titles=["stored"] * 6 + ["f
 # lose almost nothing; cut early, in the square, they lose what the last column shows. That is why the threshold comes last.
 
 # %%
-masks = [case.mask for case in train.cases[:: -(-len(train) // 100)]]
-rows = []
-for size in (64, 96, 128, 192, 256, 384, 512):
-    late, early = (np.mean(list(map_threads(lambda path: round_trip_dice(read_mask(path), size, early=cut), masks))) for cut in (False, True))
-    rows.append({"target_size": size, "dice": float(late), "threshold_before_the_way_back": float(early)})
+every = max(1, len(train) // 100)
+rows = tabulate_round_trip(train.cases[::every], (64, 96, 128, 192, 256, 384, 512))
 table(rows)
 
 # %% [markdown]
