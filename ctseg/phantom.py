@@ -15,7 +15,6 @@ from scipy import ndimage
 from ctseg.files import read_csv, write_csv
 
 KINDS = ("plain", "edge", "two", "tiny", "faint")
-HARD_SHARE = 0.25
 HEIGHTS, ASPECTS = (256, 320, 384, 448), (0.8, 1.0, 1.25, 1.5)  # pixels; width / height
 
 
@@ -38,7 +37,7 @@ def write_phantom(folder: Path, *, n_train: int = 160, n_test: int = 40, seed: i
         places[part].mkdir(parents=True)
         for index in range(count):
             rng = np.random.default_rng((seed, part == "Test", index))
-            kind = KINDS[1 + index // 4 % 4] if index % 4 < 4 * HARD_SHARE else "plain"
+            kind = KINDS[1 + index // 4 % 4] if index % 4 == 0 else "plain"  # every fourth is hard, each kind in turn
             image, mask = make_slice(kind, rng)
             image_id = f"{part.lower()}_{index:03d}"
             Image.fromarray(image).convert("RGB").save(images / f"{image_id}.jpg", quality=90)
@@ -51,8 +50,9 @@ def write_phantom(folder: Path, *, n_train: int = 160, n_test: int = 40, seed: i
 
 
 def read_kinds(folder: Path) -> dict[str, str]:
-    """Read the kind of each case from a phantom's `cases.csv`: {image_id: kind}, kinds as in KINDS."""
-    return {row["image_id"]: row["kind"] for row in read_csv(folder / "cases.csv")}
+    """Read the kind of each case from a phantom's `cases.csv`: {image_id: kind}, kinds as in KINDS; {} for any other data set."""
+    path = folder / "cases.csv"
+    return {row["image_id"]: row["kind"] for row in read_csv(path)} if path.is_file() else {}
 
 
 def make_slice(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

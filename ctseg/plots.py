@@ -115,6 +115,7 @@ def plot_steps(rows: Sequence[Mapping]) -> Figure:
         axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color="tab:blue", mfc="tab:blue" if row["chosen"] else "white", capsize=4)
     axis.axvline(0, color="grey", linewidth=1)
     axis.set(yticks=range(len(rows)), yticklabels=[row["steps"] for row in rows], xlabel="validation Dice gained over none, 95 % interval")
+    axis.locator_params(axis="x", nbins=5)
     axis.margins(y=0.4)
     return figure
 

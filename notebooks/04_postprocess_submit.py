@@ -77,12 +77,13 @@ plot_scores(step_scores[()])
 
 # %%
 worst = sorted(step_scores[()], key=step_scores[()].get)[:6]
-shown = [(case, probability > config.threshold, truth) for case, probability, truth in read_validation(run_dir, train_cases) if case.image_id in worst]
+shown = [parts for parts in read_validation(run_dir, train_cases) if parts[0].image_id in worst]
+shown.sort(key=lambda parts: worst.index(parts[0].image_id))
 window = make_dataset(config, "Train").window
 plot_cases(
     [read_image(case.image, window=window) for case, _, _ in shown],
     [truth for _, _, truth in shown],
-    [pred_mask for _, pred_mask, _ in shown],
+    [probability > config.threshold for _, probability, _ in shown],
     titles=[f"{case.image_id}: {step_scores[()][case.image_id]:.3f}" for case, _, _ in shown],
 )
 
@@ -141,10 +142,12 @@ scores = {"validation, without post-processing": step_scores[()], "validation, a
 if test_masks.is_dir():
     raw = predict_masks(models, test, threshold=config.threshold)
     test_scores = score_steps((image_id, mask, read_mask(test_masks / f"{image_id}.png")) for image_id, mask in raw)
-    kinds = read_kinds(test_masks.parent)
     scores |= {"test, without post-processing": test_scores[()], "test, every step": test_scores[max(test_scores, key=len)]}
     scores |= {"test, as submitted": test_scores[steps]}
-    scores |= {f"test, as submitted, {kind}": {i: d for i, d in test_scores[steps].items() if kinds[i] == kind} for kind in sorted(set(kinds.values()))}
+    hard = {image_id for image_id, kind in read_kinds(test_masks.parent).items() if kind != "plain"}
+    if hard:
+        scores["test, as submitted, hard cases"] = {i: dice for i, dice in test_scores[steps].items() if i in hard}
+        scores["test, as submitted, plain cases"] = {i: dice for i, dice in test_scores[steps].items() if i not in hard}
 table([{"": name, **summarize(values)} for name, values in scores.items()])
 
 # %% [markdown]
