@@ -129,7 +129,7 @@ figure = plot_cases(
     [read_mask(run_dir / "predicted_masks" / f"{case.image_id}.png") for case in first],
     titles=[case.image_id for case in first],
 )
-figure.savefig(run_dir / "examples.png", dpi=80)
+figure.savefig(run_dir / "examples.png", dpi=110, bbox_inches="tight")
 figure
 
 # %% [markdown]
