@@ -13,7 +13,7 @@ from pathlib import Path
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a path to write to; when the block ends without an error it replaces `path` in one step, so that no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")  # two processes may open one run at the same moment
     try:
         yield partial
         os.replace(partial, path)
