@@ -1,6 +1,6 @@
 """The data doctor: describe the cases, and report every problem of a data set in one table before it costs a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -83,9 +83,11 @@ def check_dataset(root: str | Path) -> list[dict]:
     """
     root, rows, thumbnails = Path(root), [], {}
     for part in ("Train", "Test"):
-        rows += check_pairing(root, part)
-        images = find_files(root / part / "Image") if (root / part / "Image").is_dir() else {}
-        masks = find_files(root / part / "Mask") if part == "Train" and (root / part / "Mask").is_dir() else {}
+        images = find_files(root / part / "Image")
+        masks = find_files(root / part / "Mask") if part == "Train" else {}
+        rows += check_names(f"{part}/Image", images)
+        if part == "Train":
+            rows += check_names("Train/Mask", masks) + check_pairs(images, masks)
         cases = [Case(stem, paths[0], masks.get(stem, [None])[0]) for stem, paths in images.items()]
         for case, (problems, thumbnail) in zip(cases, map_threads(check_case, cases)):
             rows += problems
@@ -99,32 +101,25 @@ def check_dataset(root: str | Path) -> list[dict]:
     return sorted(rows, key=lambda row: (row["severity"], row["file"]))
 
 
-def problem(severity: str, file, what: str, remedy: str) -> dict:
+def problem(severity: str, file: str, what: str, remedy: str) -> dict:
     """One row of the table of `check_dataset`."""
-    return {"severity": severity, "file": str(file), "problem": what, "remedy": remedy}
+    return {"severity": severity, "file": file, "problem": what, "remedy": remedy}
 
 
-def check_pairing(root: Path, part: str) -> list[dict]:
-    """Find what is wrong with the files' names: no folder, no images, a missing or orphan mask, two files of one stem."""
-    rows, found = [], {}
-    for kind in ("Image", "Mask") if part == "Train" else ("Image",):
-        name = f"{part}/{kind}"
-        found[kind] = find_files(root / name) if (root / name).is_dir() else {}
-        if not found[kind]:
-            rows.append(problem("error", name, "no folder or no images in it", f"expected {', '.join(sorted(IMAGE_SUFFIXES))}"))
-        for paths in found[kind].values():
-            if len(paths) > 1:
-                rows.append(problem("error", f"{name}/{paths[1].name}", f"same stem as {paths[0].name}", "remove one of them"))
-    if part == "Train":
-        for stem in found["Image"].keys() - found["Mask"].keys():
-            rows.append(
-                problem("error", f"Train/Image/{found['Image'][stem][0].name}", "image without a mask", f"add Train/Mask/{stem}.png")
-            )
-        for stem in found["Mask"].keys() - found["Image"].keys():
-            rows.append(
-                problem("error", f"Train/Mask/{found['Mask'][stem][0].name}", "mask without an image", "add the image or remove the mask")
-            )
-    return rows
+def check_names(folder: str, found: Mapping[str, list[Path]]) -> list[dict]:
+    """Find what is wrong with the names in one folder: none at all, or two files of one stem."""
+    if not found:
+        return [problem("error", folder, "no folder, or no images in it", f"expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")]
+    twice = [paths for paths in found.values() if len(paths) > 1]
+    return [problem("error", f"{folder}/{paths[1].name}", f"same stem as {paths[0].name}", "remove one of them") for paths in twice]
+
+
+def check_pairs(images: Mapping[str, list[Path]], masks: Mapping[str, list[Path]]) -> list[dict]:
+    """Find training images without a mask of the same stem, and masks without an image."""
+    bare = [images[stem][0].name for stem in images.keys() - masks.keys()]
+    orphans = [masks[stem][0].name for stem in masks.keys() - images.keys()]
+    rows = [problem("error", f"Train/Image/{name}", "image without a mask", "add a mask of the same stem, or remove it") for name in bare]
+    return rows + [problem("error", f"Train/Mask/{name}", "mask without an image", "add its image, or remove it") for name in orphans]
 
 
 def check_case(case: Case) -> tuple[list[dict], np.ndarray | None]:
@@ -138,13 +133,13 @@ def check_case(case: Case) -> tuple[list[dict], np.ndarray | None]:
                 rows.append(problem("warning", image, "rotated by its EXIF tag", "read upright; see that its mask is upright too"))
         thumbnail = make_thumbnail(read_image(case.image, min_size=128, window=find_window([case])))
     except ValueError as error:
-        rows.append(problem("error", image, str(error), "replace the file or remove the case"))
+        rows.append(problem("error", image, f"cannot be read: {error.__cause__}", "replace the file or remove the case"))
     if case.mask is None:
         return rows, thumbnail
     try:
         values = read_mask_values(case.mask)
     except ValueError as error:
-        return [*rows, problem("error", mask, str(error), "replace the file or remove the case")], thumbnail
+        return [*rows, problem("error", mask, f"cannot be read: {error.__cause__}", "replace the file or remove the case")], thumbnail
     if size and values.shape != size:
         rows.append(problem("error", mask, f"{values.shape} but its image is {size} (H, W)", "export the mask at the image's size"))
     kind = describe_mask(values)

@@ -68,11 +68,9 @@ class Case:
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:
-    """Image files of a folder by stem, in the order of the stems; hidden files and other types are passed over."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; expected the competition's layout Train/Image, Train/Mask, Test/Image")
+    """Image files of a folder by stem, in the order of the stems; hidden files and other types are passed over; {} without a folder."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             found.setdefault(path.stem, []).append(path)
     return dict(sorted(found.items()))
@@ -82,13 +80,15 @@ def find_cases(root: Path, part: str) -> list[Case]:
     """List the cases of `part` ("Train" or "Test") sorted by id, each image paired with the mask of the same stem.
 
     Raises:
-        FileNotFoundError: a folder is missing or holds no images.
+        FileNotFoundError: the folder of images is missing or empty.
         ValueError: an image without a mask, a mask without an image, or two files of one stem.
     """
     images = find_files(root / part / "Image")
     masks = find_files(root / part / "Mask") if part == "Train" else {}
     if not images:
-        raise FileNotFoundError(f"no images in {root / part / 'Image'}; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise FileNotFoundError(
+            f"no images in {root / part / 'Image'}; expected {', '.join(sorted(IMAGE_SUFFIXES))} there and in Train/Mask"
+        )
     refuse(f"{part}: two files of one stem", [stem for found in (images, masks) for stem, paths in found.items() if len(paths) > 1])
     if part != "Train":
         return [Case(stem, paths[0]) for stem, paths in images.items()]

@@ -88,7 +88,7 @@ def test_ids_may_hold_spaces_and_dots(tiny, image_id):
             "two files of one stem.*case_2",
             ("error", "Train/Image/case_2.png"),
         ),
-        (lambda root: shutil.rmtree(root / "Train/Mask"), "no folder .*Mask", ("error", "Train/Mask")),
+        (lambda root: shutil.rmtree(root / "Train/Mask"), r"images without a mask.*case_0.*\(4\)", ("error", "Train/Mask")),
         (lambda root: [path.unlink() for path in (root / "Train/Image").iterdir()], "no images in", ("error", "Train/Image")),
     ],
 )
