@@ -12,7 +12,7 @@ from ctseg.data import Case, SegmentationDataset, Squares, find_cases, find_wind
 from ctseg.model import find_device, load_weights, make_model
 from ctseg.predict import read_oof, write_oof
 from ctseg.split import split_cases
-from ctseg.train import make_seed, train_model
+from ctseg.train import Learner, make_seed, train_model
 from ctseg.transforms import EvalTransform
 
 
@@ -29,44 +29,50 @@ def train_folds(config: Config, folder: Path, squares: Squares | None = None) ->
     A time budget is shared out evenly. `squares` is the training set, if it is in memory already.
     """
     squares = squares or load_squares(make_dataset(config, "Train"))
+    fold_of_case = assign_folds(config, squares)
     folds = range(config.n_folds) if config.fold is None else [config.fold]
     budget_seconds = config.budget_minutes and 60 * config.budget_minutes / len(folds)
-    return {fold: train_fold(config, squares, fold, folder / f"fold{fold}", budget_seconds) for fold in folds}
+    histories = {}
+    for fold in folds:
+        train, validation = (squares.subset(np.flatnonzero(part)) for part in (fold_of_case != fold, fold_of_case == fold))
+        histories[fold] = train_fold(config, train, validation, fold, folder / f"fold{fold}", budget_seconds)
+    return histories
 
 
-def train_fold(config: Config, squares: Squares, fold: int, folder: Path, budget_seconds: float | None) -> list[dict]:
+def assign_folds(config: Config, squares: Squares) -> np.ndarray:
+    """Each case's fold in this run (N,)."""
+    return split_cases(squares, n_folds=config.n_folds, split=config.split, seed=config.seed)
+
+
+def train_fold(config: Config, train: Squares, validation: Squares, fold: int, folder: Path, budget_seconds: float | None) -> list[dict]:
     """Train one fold and keep its out-of-fold predictions, made with the best weights; return the history."""
-    train, validation = (squares.subset(indices) for indices in split_fold(config, squares, fold))
     torch.manual_seed(make_seed(config.seed, fold))  # the initial weights
-    model = build_model(config, config.weights)
-    history = train_model(
-        model,
-        train,
-        validation,
-        folder,
+    learner = Learner(
+        build_model(config, config.weights),
         augment=config.augment(),
-        epochs=config.epochs,
-        budget_seconds=budget_seconds,
-        batch_size=config.batch_size,
         lr=config.lr,
-        schedule=config.schedule,
         weight_decay=config.weight_decay,
         ema_decay=config.ema_decay,
         clip_norm=config.clip_norm,
         bce_weight=config.bce_weight,
-        threshold=config.threshold,
-        seed=(config.seed, fold),
         device=find_device(),
     )
+    history = train_model(
+        learner,
+        train,
+        validation,
+        folder,
+        epochs=config.epochs,
+        budget_seconds=budget_seconds,
+        batch_size=config.batch_size,
+        schedule=config.schedule,
+        threshold=config.threshold,
+        seed=(config.seed, fold),
+    )
     if not (folder / "oof.npz").is_file():
-        load_weights(model, folder / "best_unet_model.pth")
-        write_oof(folder / "oof.npz", model, validation)
+        load_weights(learner.model, folder / "best_unet_model.pth")
+        write_oof(folder / "oof.npz", learner.model, validation)
     return history
-
-
-def split_fold(config: Config, squares: Squares, fold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (train, validation) of a fold of this run."""
-    return split_cases(squares, n_folds=config.n_folds, fold=fold, split=config.split, seed=config.seed)
 
 
 def build_model(config: Config, weights: str | Path = "") -> nn.Module:

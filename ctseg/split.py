@@ -41,20 +41,19 @@ def make_folds(areas: np.ndarray, groups: np.ndarray, n_folds: int, *, seed: int
     return fold_of_group[group]
 
 
-def split_cases(squares: Squares, *, n_folds: int, fold: int, split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices (train, validation) of one fold, both sorted.
+def split_cases(squares: Squares, *, n_folds: int, split: str, seed: int) -> np.ndarray:
+    """Return each case's fold (N,): those of fold k validate, the others train.
 
     Args:
-        n_folds: 1 keeps a tenth for validation (one image of fewer than ten).
-        split: "stratified" is `make_folds` with near-duplicates grouped; "random", the reference's, looks at nothing.
+        n_folds: 1 deals ten, or as many as there are distinct images, of which fold 0 is meant: about a tenth for validation.
+        split: "stratified" by region size with near-duplicates together, or "random", the reference's.
 
     Raises:
         ValueError: fewer distinct images than folds, or a single one.
     """
-    n = len(squares)
-    groups = np.arange(n) if split == "random" else group_duplicates(squares)
-    dealt = n_folds if n_folds > 1 else max(2, min(10, len(np.unique(groups))))
-    folds = make_folds(squares.areas, groups, dealt, seed=seed)
     if split == "random":
-        folds = np.random.default_rng(seed).permutation(np.arange(n) * dealt // n)
-    return np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        areas, groups = np.random.default_rng(seed).random(len(squares)), np.arange(len(squares))
+    else:
+        areas, groups = squares.areas, group_duplicates(squares)
+    dealt = n_folds if n_folds > 1 else max(2, min(10, len(np.unique(groups))))
+    return make_folds(areas, groups, dealt, seed=seed)

@@ -26,37 +26,26 @@ N_PICTURES = 4
 
 
 def train_model(
-    model: nn.Module,
+    learner: "Learner",
     train: Squares,
     validation: Squares,
     folder: Path,
     *,
-    augment: Augment,
     epochs: int | None,
     budget_seconds: float | None = None,
     batch_size: int,
-    lr: float,
     schedule: str = "one_cycle",
-    weight_decay: float = 0.0,
-    ema_decay: float = 0.0,
-    clip_norm: float | None = None,
-    bce_weight: float = 0.5,
     threshold: float = 0.5,
     seed: tuple[int, ...] = (0,),
-    device: torch.device | str = "cpu",
 ) -> list[dict]:
-    """Train `model` in place, resume from `folder/last.pth` if there is one, and return the history, one row an epoch.
+    """Train in place, resume from `folder/last.pth` if there is one, and return the history, one row an epoch.
 
     After each epoch: `val_outputs/epoch_N/` with pictures of a few validation cases, `best_unet_model.pth` at each new maximum of the
-    validation Dice, `last.pth` with all that a resume needs, `history.csv`. What is validated and kept is the moving average of the
-    weights (`ema_decay` 0: the weights themselves).
+    validation Dice, `last.pth` with all that a resume needs, `history.csv`.
 
     Args:
-        epochs, budget_seconds: the length; at least one is set, and of two the shorter counts. A budget is turned into a number of steps
-            once, from a few timed ones, and kept on resume.
-        schedule: "one_cycle" (up to `lr` and down to 0, after Smith 2018) or "constant".
-        weight_decay: of AdamW, on weights only; 0 makes it plain Adam.
-        clip_norm: largest norm of the gradient, None for no limit.
+        epochs, budget_seconds: the length; at least one is set, and of two the shorter counts.
+        schedule: "one_cycle" (up to the learning rate and down to 0, after Smith 2018) or "constant".
         seed: every random draw is keyed by it and by epoch and batch, so a resumed run draws what an unbroken one does.
 
     Raises:
@@ -64,37 +53,23 @@ def train_model(
         RuntimeError: another process trains in this folder.
     """
     with lock_folder(folder):
-        learner = Learner(
-            model,
-            augment=augment,
-            lr=lr,
-            weight_decay=weight_decay,
-            ema_decay=ema_decay,
-            clip_norm=clip_norm,
-            bce_weight=bce_weight,
-            device=device,
-        )
         checkpoint = read_checkpoint(folder / "last.pth")
-        history = checkpoint["history"] if checkpoint else []
-        steps_per_epoch = math.ceil(len(train) / batch_size)
         if checkpoint:
-            total_steps = checkpoint["total_steps"]
+            total_steps, history = checkpoint["total_steps"], checkpoint["history"]
         else:
-            total_steps = epochs * steps_per_epoch if epochs else sys.maxsize
-            if budget_seconds:
-                total_steps = min(total_steps, fit_steps(learner, train, validation, budget_seconds, batch_size=batch_size))
+            total_steps, history = count_steps(learner, train, validation, epochs, budget_seconds, batch_size=batch_size), []
         learner.set_schedule(schedule, total_steps)
         if checkpoint:
             learner.load_state_dict(checkpoint["learner"])
 
+        steps_per_epoch = math.ceil(len(train) / batch_size)
         n_epochs = math.ceil(total_steps / steps_per_epoch)
         for epoch in range(len(history), n_epochs):
             started = time.perf_counter()
             steps = min(steps_per_epoch, total_steps - epoch * steps_per_epoch)
             row = {"epoch": epoch + 1, **train_one_epoch(learner, train, steps=steps, batch_size=batch_size, seed=(*seed, epoch))}
-            scores = evaluate_model(
-                learner.best_guess, validation, threshold=threshold, pictures=folder / "val_outputs" / f"epoch_{epoch + 1}"
-            )
+            pictures = folder / "val_outputs" / f"epoch_{epoch + 1}"
+            scores = evaluate_model(learner.best_guess, validation, threshold=threshold, pictures=pictures)
             row |= {"val_dice": float(scores.mean()), "seconds": time.perf_counter() - started}
             if row["val_dice"] > max((past["val_dice"] for past in history), default=-1):
                 write_torch({"state_dict": learner.best_guess.state_dict(), **row}, folder / "best_unet_model.pth")
@@ -107,9 +82,28 @@ def train_model(
 
 
 class Learner:
-    """A network and all that changes with it while it learns; `state_dict` is what a checkpoint has to hold."""
+    """A network and all that changes with it while it learns; `state_dict` is what a checkpoint has to hold.
 
-    def __init__(self, model, *, augment: Augment, lr, weight_decay, ema_decay, clip_norm, bce_weight, device):
+    Args:
+        lr: the largest of the schedule.
+        weight_decay: of AdamW, on weights only; 0 makes it plain Adam.
+        ema_decay: of the moving average of the weights, a step; it is what is validated and kept. 0: the weights themselves.
+        clip_norm: largest norm of the gradient, None for no limit.
+        bce_weight: share of BCE in the loss, the rest is soft Dice.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        augment: Augment,
+        lr: float,
+        weight_decay: float = 0.0,
+        ema_decay: float = 0.0,
+        clip_norm: float | None = None,
+        bce_weight: float = 0.5,
+        device: torch.device | str = "cpu",
+    ):
         self.device = torch.device(device)
         self.dtype = choose_precision(self.device)
         self.model = model.to(self.device, memory_format=torch.channels_last)
@@ -197,6 +191,16 @@ def write_picture(path: Path, square: Tensor, frame: Frame, truth: np.ndarray, p
     framed = [np.pad(panel, ((2, 2), (2, 2), (0, 0)), constant_values=128) for panel in (image, *masks)]
     with atomic_path(path) as partial:
         Image.fromarray(np.hstack(framed)).save(partial)
+
+
+def count_steps(
+    learner: Learner, train: Squares, validation: Squares, epochs: int | None, budget_seconds: float | None, *, batch_size: int
+) -> int:
+    """Return the number of steps of a run: its epochs', or what fits into the budget, or the smaller of the two."""
+    lengths = [epochs * math.ceil(len(train) / batch_size)] if epochs else []
+    if budget_seconds:
+        lengths.append(fit_steps(learner, train, validation, budget_seconds, batch_size=batch_size))
+    return min(lengths)
 
 
 def fit_steps(learner: Learner, train: Squares, validation: Squares, budget_seconds: float, *, batch_size: int, n_timed: int = 5) -> int:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ctseg.config import make_config, open_run
 from ctseg.data import load_squares
-from ctseg.folds import build_model, make_dataset, split_fold, train_folds
+from ctseg.folds import assign_folds, build_model, make_dataset, train_folds
 from ctseg.model import choose_precision, find_device
 from ctseg.plots import plot_cases, plot_history, table
 
@@ -65,8 +65,8 @@ print(f"{len(squares)} squares of {config.target_size} pixels, {(squares.images.
 # Validation images are never trained on. With `split = "stratified"` each fold gets the same mix of region sizes, and near-duplicates stay on one side.
 
 # %%
-splits = {k: split_fold(config, squares, k) for k in range(config.n_folds)}
-table([{"fold": k, "train": len(a), "validation": len(b), "first validation id": squares.cases[b[0]].image_id} for k, (a, b) in splits.items()])
+folds = assign_folds(config, squares)
+table([{"fold": k, "train": sum(folds != k), "validation": sum(folds == k), "mean area": squares.areas[folds == k].mean()} for k in range(config.n_folds)])
 
 # %% [markdown]
 # ## The network

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.config import make_config, open_run
-from ctseg.data import find_cases, read_image, read_mask
+from ctseg.data import read_image, read_mask
 from ctseg.files import lock_folder, write_json
 from ctseg.folds import find_folds, load_folds, make_dataset, read_validation
 from ctseg.phantom import read_kinds
@@ -62,6 +62,7 @@ config
 
 # %%
 models = load_folds(config, run_dir)
+train, test = make_dataset(config, "Train"), make_dataset(config, "Test")
 print(f"using {', '.join(path.name for path in find_folds(run_dir))} of {config.n_folds}")
 
 # %% [markdown]
@@ -70,18 +71,16 @@ print(f"using {', '.join(path.name for path in find_folds(run_dir))} of {config.
 # Probabilities go back to each image's own size, then the threshold, then Dice. The mean hides the tail: look at the worst cases.
 
 # %%
-train_cases = find_cases(Path(config.data_root), "Train")
-decided = ((case.image_id, probability > config.threshold, truth) for case, probability, truth in read_validation(run_dir, train_cases))
+decided = ((case.image_id, probability > config.threshold, truth) for case, probability, truth in read_validation(run_dir, train.cases))
 step_scores = score_steps(decided)
 plot_scores(step_scores[()])
 
 # %%
 worst = sorted(step_scores[()], key=step_scores[()].get)[:6]
-shown = [parts for parts in read_validation(run_dir, train_cases) if parts[0].image_id in worst]
+shown = [parts for parts in read_validation(run_dir, train.cases) if parts[0].image_id in worst]
 shown.sort(key=lambda parts: worst.index(parts[0].image_id))
-window = make_dataset(config, "Train").window
 plot_cases(
-    [read_image(case.image, window=window) for case, _, _ in shown],
+    [read_image(case.image, window=train.window) for case, _, _ in shown],
     [truth for _, _, truth in shown],
     [probability > config.threshold for _, probability, _ in shown],
     titles=[f"{case.image_id}: {step_scores[()][case.image_id]:.3f}" for case, _, _ in shown],
@@ -111,7 +110,6 @@ plot_steps(rows)
 # written only if every test image is there once with a mask of its size.
 
 # %%
-test = make_dataset(config, "Test")
 with lock_folder(run_dir):
     predictions = predict_masks(models, test, threshold=config.threshold, steps=steps)
     write_submission(run_dir / "submission.csv", write_masks(predictions, run_dir / "predicted_masks"), test.cases)

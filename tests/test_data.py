@@ -244,30 +244,26 @@ def test_more_folds_than_images_is_an_error():
 
 @pytest.mark.parametrize("split", ["random", "stratified"])
 @pytest.mark.parametrize("n_folds", [1, 4])
-def test_every_split_is_a_partition_and_the_folds_cover_all(phantom, split, n_folds):
+def test_every_case_is_dealt_into_one_of_like_folds_and_one_fold_means_a_tenth(phantom, split, n_folds):
     squares = load_squares(SegmentationDataset(find_cases(phantom, "Train"), EvalTransform(32)))
-    held_out = []
-    for fold in range(n_folds):
-        train, validation = split_cases(squares, n_folds=n_folds, fold=fold, split=split, seed=0)
-        assert sorted([*train, *validation]) == list(range(24))
-        held_out += list(validation)
-    assert sorted(held_out) == list(range(24)) if n_folds > 1 else len(held_out) in (2, 3)
+    sizes = np.bincount(split_cases(squares, n_folds=n_folds, split=split, seed=0))
+    assert sizes.sum() == 24
+    assert sizes.tolist() == [6] * 4 if n_folds > 1 else sizes[0] in (2, 3)
 
 
 def test_a_handful_of_images_can_be_split_and_a_single_one_cannot(phantom):
     squares = load_squares(SegmentationDataset(find_cases(phantom, "Train"), EvalTransform(32)))
-    train, validation = split_cases(squares.subset(range(3)), n_folds=1, fold=0, split="stratified", seed=0)
-    assert (len(train), len(validation)) == (2, 1)
+    assert sorted(split_cases(squares.subset(range(3)), n_folds=1, split="stratified", seed=0)) == [0, 1, 2]
     with pytest.raises(ValueError, match="1 distinct images cannot be dealt into 2 folds"):
-        split_cases(squares.subset([0]), n_folds=1, fold=0, split="random", seed=0)
+        split_cases(squares.subset([0]), n_folds=1, split="random", seed=0)
 
 
 def test_the_folds_do_not_depend_on_the_size_of_the_squares(phantom):
-    def validation(size):
+    def folds(size):
         squares = load_squares(SegmentationDataset(find_cases(phantom, "Train"), EvalTransform(size)))
-        return split_cases(squares, n_folds=5, fold=1, split="stratified", seed=0)[1].tolist()
+        return split_cases(squares, n_folds=5, split="stratified", seed=0).tolist()
 
-    assert validation(32) == validation(96)
+    assert folds(32) == folds(96)
 
 
 def test_duplicates_never_straddle_the_split(tiny):
@@ -275,9 +271,8 @@ def test_duplicates_never_straddle_the_split(tiny):
         write_pair(tiny, f"copy_{copy}", np.asarray(Image.open(tiny / "Train/Image/case_0.png")), np.zeros((30, 40), np.uint8))
     squares = load_squares(SegmentationDataset(find_cases(tiny, "Train"), EvalTransform(32)))
     alike = [i for i, case in enumerate(squares.cases) if case.image_id.startswith("copy") or case.image_id == "case_0"]
-    for fold in range(4):
-        _, validation = split_cases(squares, n_folds=4, fold=fold, split="stratified", seed=0)
-        assert len(set(alike) & set(validation)) in (0, len(alike))
+    folds = split_cases(squares, n_folds=4, split="stratified", seed=0)
+    assert len(alike) == 9 and len(set(folds[alike])) == 1 and len(set(folds)) == 4
 
 
 def test_squares_hold_image_target_and_frame_of_the_same_case(phantom):

@@ -10,10 +10,11 @@ from conftest import REPOSITORY
 from ctseg.data import SegmentationDataset, find_cases, load_squares
 from ctseg.files import lock_folder, read_csv
 from ctseg.model import UNet, load_weights
-from ctseg.train import evaluate_model, make_generator, one_cycle, train_model
+from ctseg.train import Learner, evaluate_model, make_generator, one_cycle, train_model
 from ctseg.transforms import Augment, EvalTransform
 
-SETTINGS = {"augment": Augment(flip=0.5, rotation=10), "batch_size": 4, "lr": 3e-3, "ema_decay": 0.9, "weight_decay": 0.01, "seed": (7, 0)}
+LEARNER = {"augment": Augment(flip=0.5, rotation=10), "lr": 3e-3, "ema_decay": 0.9, "weight_decay": 0.01}
+SETTINGS = {"epochs": 3, "batch_size": 4, "seed": (7, 0)}
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +22,12 @@ def squares(phantom):
     return load_squares(SegmentationDataset(find_cases(phantom, "Train"), EvalTransform(32)))
 
 
-def train(squares, folder, *, width=4, **changes):
+def train(squares, folder, *, width=4, lr=LEARNER["lr"], **changes):
     """Train a small network on 12 squares, validate on 5 others; return it with its history."""
     torch.manual_seed(0)
-    model = UNet(width, depth=2)
-    history = train_model(model, squares.subset(range(12)), squares.subset(range(12, 17)), folder, **{**SETTINGS, "epochs": 3, **changes})
-    return model, history
+    learner = Learner(UNet(width, depth=2), **{**LEARNER, "lr": lr})
+    history = train_model(learner, squares.subset(range(12)), squares.subset(range(12, 17)), folder, **{**SETTINGS, **changes})
+    return learner.model, history
 
 
 def same(first, second):
@@ -41,8 +42,8 @@ def without_seconds(history):
 def test_a_network_can_learn_one_batch_by_heart(squares, tmp_path):
     few = squares.subset(range(4))
     torch.manual_seed(0)
-    model = UNet(8, depth=2, dropout=(0.0, 0.0))
-    history = train_model(model, few, few, tmp_path, augment=Augment(), epochs=120, batch_size=4, lr=1e-2, seed=(0,))
+    learner = Learner(UNet(8, depth=2, dropout=(0.0, 0.0)), augment=Augment(), lr=1e-2)
+    history = train_model(learner, few, few, tmp_path, epochs=120, batch_size=4)
     assert history[-1]["dice"] > 0.8 and history[-1]["bce"] < 0.05  # soft targets keep Dice below 1
     assert history[-1]["val_dice"] > 0.9  # at native size, from squares of 32
 
@@ -115,7 +116,7 @@ def test_a_time_budget_gives_a_number_of_steps_that_the_schedule_ends_at(squares
     monkeypatch.setattr("ctseg.train.fit_steps", lambda *args, **kwargs: 7)
     _, history = train(squares, tmp_path, epochs=None, budget_seconds=1.0)
     assert len(history) == 3  # 3 + 3 + 1 steps of 4 of the 12 images
-    assert history[-1]["lr"] < 0.1 * SETTINGS["lr"]
+    assert history[-1]["lr"] < 0.1 * LEARNER["lr"]
     monkeypatch.setattr("ctseg.train.fit_steps", lambda *args, **kwargs: 1000)
     assert train(squares, tmp_path, epochs=None, budget_seconds=1.0)[1] == history  # fitted once, kept on resume
 
@@ -143,8 +144,8 @@ def test_one_cycle_rises_to_the_full_rate_and_falls_to_nearly_none(total_steps):
 
 def test_the_rate_of_the_schedule_is_the_one_trained_with(squares, tmp_path):
     rates = [row["lr"] for row in train(squares, tmp_path / "a")[1]]
-    assert rates == pytest.approx([SETTINGS["lr"] * one_cycle(step, 9) for step in (2, 5, 8)])
-    assert {row["lr"] for row in train(squares, tmp_path / "b", schedule="constant")[1]} == {SETTINGS["lr"]}
+    assert rates == pytest.approx([LEARNER["lr"] * one_cycle(step, 9) for step in (2, 5, 8)])
+    assert {row["lr"] for row in train(squares, tmp_path / "b", schedule="constant")[1]} == {LEARNER["lr"]}
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_intact(squares, tmp_path):
