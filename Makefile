@@ -13,8 +13,8 @@ PARAMETERS = -p preset $(PRESET) -r data_root "$(DATA)" -r run "$(RUN)" $(ARGS)
 
 # An environment that several clones share never imports the other clone's code.
 export PYTHONPATH := $(CURDIR)
-# Threads of PyTorch that wait for each other give their core away sooner: no slower alone (121 against 122 ms a step on 2 cores), and two runs
-# side by side take 0.4 s a step instead of more than 2.
+# Threads of PyTorch that wait for each other give their core away sooner. On 2 cores a step of `quick` takes 125 ms instead of 119 (medians of
+# three), but two runs side by side take 0.4 s a step instead of more than 2.
 export GOMP_SPINCOUNT ?= 10000
 
 help: ## this list

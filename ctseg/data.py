@@ -1,7 +1,7 @@
 """From files to arrays: find the data, pair images with masks, read them, and hold them in memory as squares."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,10 +39,11 @@ def find_data_root(data_root: str | Path = "") -> Path:
     Raises:
         FileNotFoundError: no such folder; the message lists where it looked.
     """
-    if str(data_root) == "phantom":
+    data_root = str(data_root) or os.environ.get("CTSEG_DATA", "")
+    if data_root == "phantom":
         return write_phantom(find_repository() / "data" / "phantom")
-    if data_root or os.environ.get("CTSEG_DATA"):
-        path = Path(data_root or os.environ["CTSEG_DATA"]).expanduser()
+    if data_root:
+        path = Path(data_root).expanduser()
         places = [path, find_repository() / path]
     else:
         places = [KAGGLE_INPUT / "competitions" / COMPETITION, KAGGLE_INPUT / COMPETITION]
@@ -97,7 +98,7 @@ def find_cases(root: Path, part: str) -> list[Case]:
     return [Case(stem, paths[0], masks[stem][0]) for stem, paths in images.items()]
 
 
-def refuse(what: str, names) -> None:
+def refuse(what: str, names: Iterable[str]) -> None:
     """Raise a ValueError that names the first five and the count, if there are any."""
     names = sorted(names)
     if names:
@@ -204,9 +205,9 @@ def describe_mask(values: np.ndarray) -> str:
     return "several labels" if np.any(flat & (values > 0) & (values < present[-1])) else "anti-aliased"
 
 
-def map_threads(function, items, max_workers: int | None = None) -> Iterator:
+def map_threads(function: Callable, items: Iterable) -> Iterator:
     """Apply `function` to each item in threads, results in order; Pillow and NumPy release the interpreter lock while they work."""
-    with ThreadPoolExecutor(max_workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(function, items)
 
 

@@ -65,7 +65,7 @@ def make_model(encoder: str = "unet", *, width: int, depth: int, dropout: tuple[
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load the state that `write_weights` stored into `model`, in place.
+    """Load the `state_dict` that training stored in `path` into `model`, in place.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -113,7 +113,7 @@ def choose_precision(device: torch.device) -> torch.dtype:
 
 @torch.inference_mode()
 def predict_squares(model: nn.Module, squares: Tensor, *, batch_size: int = 16) -> Tensor:
-    """Return probabilities float32 (N, S, S) on the CPU for uint8 squares (N, 3, S, S), with the model in evaluation mode where it is."""
+    """Return probabilities float32 (N, S, S) on the CPU for uint8 squares (N, 3, S, S); the model is put into evaluation mode."""
     device = next(model.parameters()).device
     dtype = choose_precision(device)
     model.eval()

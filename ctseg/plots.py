@@ -81,10 +81,10 @@ def plot_cases(images, truths=None, pred_masks=None, *, titles=None, columns: in
     return figure
 
 
-def plot_batch(images: Tensor, targets: Tensor, *, titles=None, columns: int = 6) -> Figure:
+def plot_batch(images: Tensor, targets: Tensor, *, titles=None) -> Figure:
     """A sheet of a batch, images (B, 3, S, S) and targets (B, 1, S, S) in [0, 1], each target outlined at one half."""
     pictures = list(images.permute(0, 2, 3, 1).clamp(0, 1).numpy())
-    return plot_cases(pictures, list(targets[:, 0].numpy() > 0.5), titles=titles, columns=columns)
+    return plot_cases(pictures, list(targets[:, 0].numpy() > 0.5), titles=titles)
 
 
 def plot_history(histories: Mapping[int, Sequence[Mapping]]) -> Figure:

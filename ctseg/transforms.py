@@ -65,7 +65,9 @@ class ResizeAndPad:
 
     target_size: int
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray | None = None, original_size: tuple[int, int] | None = None):
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray | None = None, original_size: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None, Frame]:
         """Return (square, target, frame).
 
         Args:
@@ -127,7 +129,9 @@ class EvalTransform:
     target_size: int
     favour_contrast: bool = False
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray | None = None, original_size: tuple[int, int] | None = None):
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray | None = None, original_size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor | None, Frame]:
         """As `ResizeAndPad`, but square is a uint8 tensor (3, S, S) and target one of (1, S, S) or None."""
         if self.favour_contrast:
             image = favour_contrast(image)
