@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test sync clean
+.PHONY: help setup run test bench sync clean
 
 PYTHON3 ?= python3
 VENV ?= .venv
@@ -36,6 +36,9 @@ run: setup ## all four notebooks on DATA (default the phantom) into runs/RUN; PR
 
 test: setup ## the test suite
 	$(VENV)/bin/python -m pytest
+
+bench: setup ## figures of this machine: steps, images, Dice against training seconds; DATA=, PRESET=, ARGS="-p name value --minutes 1 4"
+	$(VENV)/bin/python tests/bench.py --data "$(DATA)" --preset $(PRESET) $(ARGS)
 
 sync: setup ## bring the .ipynb and .py of each pair in step, the newer one wins
 	$(VENV)/bin/jupytext --sync notebooks/*.py

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from ctseg.data import find_data_root, find_repository
 from ctseg.files import write_json
-from ctseg.model import ENCODERS
+from ctseg.model import ENCODERS, VIEWS
 from ctseg.transforms import Augment
 
 
@@ -53,19 +53,22 @@ class Config:
     window_high: float | None = number(None, -1e9, 1e9)  # and white; None: 99.5 percentile
     # Network
     encoder: str = choice("unet", *ENCODERS)
-    weights: str = ""  # file to start from, "" from scratch
+    weights: str = ""  # of the encoder: "" from scratch, "default" torchvision's own, else a file
     width: int = number(64, 1, 1024)  # channels of the first level
-    depth: int = number(4, 1, 6)  # times the size is halved
+    depth: int = number(4, 1, 6)  # times that "unet" halves the size
     bottleneck_dropout: float = number(0.3, 0, 0.9)
     decoder_dropout: float = number(0.2, 0, 0.9)  # first decoder block
     # Training
     batch_size: int = number(8, 1, 4096)
-    lr: float = number(1e-4, 1e-8, 10)  # largest of the schedule
+    lr: float = number(1e-4, 1e-8, 10)  # largest of the schedule, of the encoder
+    decoder_lr: float = number(1.0, 1e-3, 1e3)  # the decoder's, as a factor on lr
     schedule: str = choice("constant", "constant", "one_cycle")
     weight_decay: float = number(0.0, 0, 10)
     clip_norm: float | None = number(None, 1e-6, 1e6)  # largest norm of the gradient
     ema_decay: float = number(0.0, 0, 0.99999)  # moving average of the weights, a step; 0 for none
     bce_weight: float = number(0.5, 0, 1)  # the rest is soft Dice
+    dice_per_image: bool = False  # Dice of each image, not of the flattened batch
+    keep: str = choice("best", "best", "last")  # which epoch's weights
     # Augmentation, see transforms.Augment
     flip: float = number(0.5, 0, 1)  # probability, each axis
     turn: float = number(0.5, 0, 1)  # probability of a quarter turn
@@ -76,7 +79,9 @@ class Config:
     contrast: float = number(0.0, 0, 1)
     gamma: float = number(0.0, 0, 4)
     colour: float = number(0.0, 0, 1)
+    noise: float = number(0.0, 0, 1)
     # Prediction
+    tta: str = choice("none", *VIEWS)  # orientations of an image that are averaged
     threshold: float = number(0.5, 0, 1)
 
     def __post_init__(self):
@@ -179,7 +184,7 @@ def make_config(parameters: Mapping[str, Any], *, of_run: bool = False) -> Confi
         values |= {"epochs": None, "budget_minutes": None}
     values |= given
     values["data_root"] = str(find_data_root(values.get("data_root", "")))
-    if given.get("weights"):
+    if given.get("weights", "default") not in ("", "default"):
         values["weights"] = str(find_weights(given["weights"]))
     config = Config(**values)
     if not config.run:

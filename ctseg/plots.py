@@ -106,26 +106,24 @@ def plot_history(histories: Mapping[int, Sequence[Mapping]]) -> Figure:
     return figure
 
 
-def plot_steps(rows: Sequence[Mapping]) -> Figure:
-    """The gain of each combination of post-processing steps over none, with its interval; chosen ones filled."""
-    rows = [row for row in rows if row["steps"] != "none"]
-    figure, (axis,) = new_axes(1, columns=1, size=7, height=1.9)
+def plot_gains(rows: Sequence[Mapping]) -> Figure:
+    """The gain of each way of post-processing over the first row, with its interval; the chosen one filled."""
+    figure, (axis,) = new_axes(1, columns=1, size=7, height=0.22 * len(rows) + 0.8)
     for place, row in enumerate(rows):
         spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]
-        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color="tab:blue", mfc="tab:blue" if row["chosen"] else "white", capsize=4)
+        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color="tab:blue", mfc="tab:blue" if row["chosen"] else "white", capsize=3)
     axis.axvline(0, color="grey", linewidth=1)
-    axis.set(yticks=range(len(rows)), yticklabels=[row["steps"] for row in rows], xlabel="validation Dice gained over none, 95 % interval")
-    axis.locator_params(axis="x", nbins=5)
-    axis.margins(y=0.4)
+    axis.set(yticks=range(len(rows)), yticklabels=[row["postprocess"] for row in rows], xlabel="validation Dice gained, 95 % interval")
+    axis.tick_params(axis="y", labelsize=8)
+    axis.invert_yaxis()
     return figure
 
 
-def plot_scores(scores: Mapping[str, float]) -> Figure:
-    """Histogram of the Dice of each image, with the mean marked."""
-    values = np.array(list(scores.values()))
+def plot_scores(scores: np.ndarray) -> Figure:
+    """Histogram of the Dice of each image (N,), with the mean marked."""
     figure, (axis,) = new_axes(1, columns=1, size=6, height=2.4)
-    axis.hist(values, bins=np.linspace(0, 1, 41))
-    axis.axvline(values.mean(), color="tab:red", label=f"mean {values.mean():.4f}")
+    axis.hist(scores, bins=np.linspace(0, 1, 41))
+    axis.axvline(np.mean(scores), color="tab:red", label=f"mean {np.mean(scores):.4f}")
     axis.set(xlabel="Dice of an image", ylabel="images")
     axis.legend()
     return figure

@@ -1,13 +1,63 @@
-"""From a probability map to the mask that is submitted; each step has to show on validation that it helps."""
+"""From a probability map to the mask that is submitted; every departure from a plain threshold has to show on validation that it helps."""
 
-from collections.abc import Iterable, Mapping
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 from skimage.measure import label
 
-from ctseg.metrics import bootstrap_interval, dice_score
+from ctseg.metrics import bootstrap_interval
+from ctseg.transforms import Frame
+
+
+@dataclass(frozen=True)
+class PostProcess:
+    """What is done to a probability map, in this order.
+
+    Args:
+        smoothing: standard deviation of a Gaussian over the square, as a share of its side; 0 for none.
+        threshold: a pixel of the image's own size is foreground above it.
+        fill_holes: fill background that foreground encloses.
+        keep_largest_component: keep the largest 8-connected region only.
+        min_area: remove smaller 8-connected regions, as a share of the image.
+    """
+
+    smoothing: float = 0.0
+    threshold: float = 0.5
+    fill_holes: bool = False
+    keep_largest_component: bool = False
+    min_area: float = 0.0
+
+    def __str__(self) -> str:
+        changes = {name: value for name, value in asdict(self).items() if name != "threshold" and value}
+        return " + ".join([f"threshold {self.threshold:g}", *(n if v is True else f"{n} {v:g}" for n, v in changes.items())])
+
+
+def make_mask(square: np.ndarray, frame: Frame, chosen: PostProcess) -> np.ndarray:
+    """Turn a probability square, float32 (S, S) in [0, 1], into a mask, bool (H, W): the way back first, then the threshold."""
+    return postprocess_mask(make_probability(square, frame, chosen.smoothing) > chosen.threshold, chosen)
+
+
+def make_probability(square: np.ndarray, frame: Frame, smoothing: float = 0.0) -> np.ndarray:
+    """Smooth a probability square, float32 (S, S), and bring it to the image's own size, float32 (H, W)."""
+    return frame.undo(ndimage.gaussian_filter(square, smoothing * len(square)) if smoothing else square)
+
+
+def postprocess_mask(mask: np.ndarray, chosen: PostProcess) -> np.ndarray:
+    """Fill and remove what `chosen` says; bool (H, W) to the same, an empty mask stays empty."""
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    if not boxes:
+        return mask
+    inside, result = mask[boxes[0]], np.zeros_like(mask)  # outside its bounding box nothing can change
+    if chosen.fill_holes:
+        inside = fill_holes(inside)
+    if chosen.keep_largest_component:
+        inside = keep_largest_component(inside)
+    if chosen.min_area:
+        inside = remove_small_components(inside, chosen.min_area * mask.size)
+    result[boxes[0]] = inside
+    return result
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
@@ -23,65 +73,65 @@ def keep_largest_component(mask: np.ndarray) -> np.ndarray:
     return labels == sizes.argmax() if len(sizes) > 1 else mask
 
 
-STEPS = {"fill_holes": fill_holes, "keep_largest_component": keep_largest_component}
+def remove_small_components(mask: np.ndarray, min_pixels: float) -> np.ndarray:
+    """Remove 8-connected regions of fewer pixels than `min_pixels`; bool (H, W) to the same, an empty mask stays empty."""
+    labels = label(mask, connectivity=2)
+    large = np.bincount(labels.ravel()) >= min_pixels
+    large[0] = False
+    return large[labels]
 
 
-def postprocess_mask(mask: np.ndarray, steps: Iterable[str] = tuple(STEPS)) -> np.ndarray:
-    """Apply the named steps to a mask, bool (H, W), in the order of `STEPS`, the reference's."""
-    for name, step in STEPS.items():
-        if name in steps:
-            mask = step(mask)
-    return mask
-
-
+# The values that are tried, one change at a time.
+OPTIONS = {
+    "smoothing": (0.0, 0.005, 0.01, 0.02),
+    "threshold": (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7),
+    "fill_holes": (False, True),
+    "keep_largest_component": (False, True),
+    "min_area": (0.0, 0.0005, 0.002, 0.01),
+}
 MIN_CASES = 10  # a bootstrap interval of fewer is narrower than it should be, and of one image it has no width at all
-Scores = dict[str, float]  # Dice by image_id
+Score = Callable[[Sequence[PostProcess]], Mapping[PostProcess, np.ndarray]]  # each one's Dice of every validation case (N,)
 
 
-def score_steps(cases: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> dict[tuple[str, ...], Scores]:
-    """Return the Dice of every case under every combination of steps, {steps: {image_id: Dice}}; () is no step.
+def find_alternatives(start: PostProcess) -> list[PostProcess]:
+    """All that differ from `start` in one value."""
+    return [replace(start, **{name: value}) for name, values in OPTIONS.items() for value in values if value != getattr(start, name)]
 
-    Cases are (image_id, pred_mask, truth), the masks bool (H, W) at the image's own size; a generator keeps only one in memory.
+
+def choose_postprocess(score: Score, start: PostProcess, among: np.ndarray | slice = slice(None)) -> PostProcess:
+    """Change `start` one value at a time, as long as a change earns its place on the cases `among` (N,).
+
+    A change does if the 95 % paired bootstrap interval of its gain lies above zero; of several the one with the largest mean gain is
+    taken. Fewer than `MIN_CASES` cases decide nothing. To keep a step only if validation improves is nnU-Net's idea (Isensee et al. 2021).
     """
-    scores = {names: {} for count in range(len(STEPS) + 1) for names in combinations(STEPS, count)}
-    for image_id, pred_mask, truth in cases:
-        for names in scores:
-            scores[names][image_id] = dice_score(postprocess_mask(pred_mask, names), truth)
-    return scores
+    while True:
+        scores = score([start, *find_alternatives(start)])
+        gains = {changed: (values - scores[start])[among] for changed, values in scores.items()}
+        helpful = [changed for changed, gain in gains.items() if len(gain) >= MIN_CASES and bootstrap_interval(gain)[0] > 0]
+        if not helpful:
+            return start
+        start = max(helpful, key=lambda changed: gains[changed].mean())
 
 
-def gain(scores: Mapping[tuple[str, ...], Scores], steps: tuple[str, ...]) -> np.ndarray:
-    """What `steps` add to each case's Dice over no step at all (N,)."""
-    return np.array(list(scores[steps].values())) - np.array(list(scores[()].values()))
+def cross_fit(score: Score, start: PostProcess, parts: np.ndarray) -> np.ndarray:
+    """Each case's Dice (N,) under what the cases of the other parts choose: the honest figure for a choice made on validation.
 
-
-def choose_steps(scores: Mapping[tuple[str, ...], Scores]) -> tuple[str, ...]:
-    """Choose the combination with the best mean gain among those whose 95 % paired bootstrap interval lies above zero; () if there is none.
-
-    Fewer than `MIN_CASES` images decide nothing: (). To keep a step only if validation improves is nnU-Net's idea (Isensee et al. 2021).
+    `parts` (N,) numbers the parts, such as folds.
     """
-    if len(scores[()]) < MIN_CASES:
-        return ()
-    helpful = [steps for steps in scores if bootstrap_interval(gain(scores, steps))[0] > 0]
-    return max(helpful, key=lambda steps: gain(scores, steps).mean(), default=())
+    fitted = np.empty(len(parts))
+    for part in np.unique(parts):
+        chosen = choose_postprocess(score, start, parts != part)
+        fitted[parts == part] = score([chosen])[chosen][parts == part]
+    return fitted
 
 
-def tabulate_steps(scores: Mapping[tuple[str, ...], Scores], chosen: tuple[str, ...]) -> list[dict]:
-    """One row a combination: mean Dice, gain over none with its interval, how many images got better and worse, whether it was chosen."""
+def tabulate_choice(score: Score, start: PostProcess, chosen: PostProcess) -> list[dict]:
+    """One row for `start`, each change of it, and `chosen`: mean Dice, gain over `start` with its interval, images better and worse."""
+    scores = score(list(dict.fromkeys([start, *find_alternatives(start), chosen])))
     rows = []
-    for steps in scores:
-        gains = gain(scores, steps)
+    for changed, values in scores.items():
+        gains = values - scores[start]
         low, high = bootstrap_interval(gains)
-        rows.append(
-            {
-                "steps": " + ".join(steps) or "none",
-                "dice": float(np.mean(list(scores[steps].values()))),
-                "gain": float(gains.mean()),
-                "gain_low": low,
-                "gain_high": high,
-                "better": int((gains > 0).sum()),
-                "worse": int((gains < 0).sum()),
-                "chosen": steps == chosen,
-            }
-        )
+        row = {"postprocess": str(changed), "dice": float(values.mean()), "gain": float(gains.mean()), "gain_low": low, "gain_high": high}
+        rows.append(row | {"better": int((gains > 0).sum()), "worse": int((gains < 0).sum()), "chosen": changed == chosen})
     return rows

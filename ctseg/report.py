@@ -22,11 +22,10 @@ from ctseg.files import atomic_path, read_csv, write_json
 from ctseg.metrics import bootstrap_interval
 
 
-def summarize(scores: Mapping[str, float]) -> dict:
-    """Mean Dice of {image_id: Dice}, its 95 % bootstrap interval, and the number of images."""
-    values = np.array(list(scores.values()))
-    low, high = bootstrap_interval(values)
-    return {"dice": float(values.mean()), "low": low, "high": high, "n": len(values)}
+def summarize(scores: Sequence[float]) -> dict:
+    """Mean of Dice scores (N,), its 95 % bootstrap interval, and the number of images."""
+    low, high = bootstrap_interval(scores)
+    return {"dice": float(np.mean(scores)), "low": low, "high": high, "n": len(scores)}
 
 
 def describe_environment() -> dict:
@@ -43,12 +42,12 @@ def describe_environment() -> dict:
     return {"device": device, "versions": versions, "git_commit": commit or None}
 
 
-def write_summary(folder: Path, *, scores: Mapping[str, Mapping[str, float]], steps: Sequence[str]) -> dict:
-    """Write `summary.json`: each named set of {image_id: Dice} summarised, the steps applied, training seconds by fold, environment."""
+def write_summary(folder: Path, *, scores: Mapping[str, Mapping], postprocess: str) -> dict:
+    """Write `summary.json`: what `summarize` made of each set of scores, the post-processing, training seconds by fold, environment."""
     summary = {
         "run": folder.name,
-        "scores": {name: summarize(values) for name, values in scores.items()},
-        "steps": list(steps),
+        "scores": dict(scores),
+        "postprocess": postprocess,
         "train_seconds": {
             path.parent.name: sum(float(row["seconds"]) for row in read_csv(path)) for path in sorted(folder.glob("fold*/history.csv"))
         },
@@ -77,10 +76,10 @@ def print_summary(folder: Path) -> None:
     """Print a run's scores and where its files are."""
     summary = json.loads((folder / "summary.json").read_text())
     for name, score in summary["scores"].items():
-        print(f"{name:<36} Dice {score['dice']:.4f}  [{score['low']:.4f}, {score['high']:.4f}]  {score['n']} images")
-    print(f"{'post-processing applied':<36} {' + '.join(summary['steps']) or 'none: no step helps on validation'}")
-    print(f"{'submission':<36} {folder / 'submission.csv'}")
-    print(f"{'report':<36} {folder / 'report.html'}")
+        print(f"{name:<28} Dice {score['dice']:.4f}  [{score['low']:.4f}, {score['high']:.4f}]  {score['n']} images")
+    print(f"{'applied':<28} {summary['postprocess']}")
+    print(f"{'submission':<28} {folder / 'submission.csv'}")
+    print(f"{'report':<28} {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

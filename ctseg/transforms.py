@@ -157,6 +157,7 @@ class Augment:
         elastic: standard deviation of the displacement at the nodes of an 8 x 8 grid, as a share of the image's side.
         brightness, contrast, colour: largest change of the offset, of the factor, and of each channel's factor, as shares.
         gamma: largest g; the exponent lies in [1 / (1 + g), 1 + g].
+        noise: largest standard deviation of Gaussian noise; each image draws its own.
     """
 
     flip: float = 0.0
@@ -168,6 +169,7 @@ class Augment:
     contrast: float = 0.0
     gamma: float = 0.0
     colour: float = 0.0
+    noise: float = 0.0
 
     def __call__(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return changed copies of images (B, 3, S, S) and targets (B, 1, S, S), both float32 in [0, 1].
@@ -197,7 +199,7 @@ class Augment:
         return grid
 
     def change_intensity(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw and apply gamma, contrast, colour and brightness; images (B, 3, S, S) in [0, 1] stay there, and padding stays black."""
+        """Draw and apply gamma, contrast, colour, brightness, noise; images (B, 3, S, S) stay in [0, 1], padding black."""
         batch = len(images)
         exponent = (1 + self.gamma) ** symmetric((batch, 1, 1, 1), generator)
         contrast = 1 + self.contrast * symmetric((batch, 1, 1, 1), generator)
@@ -207,6 +209,9 @@ class Augment:
         bright = images**exponent
         mean = bright.mean(dim=(1, 2, 3), keepdim=True)
         changed = (mean + (bright - mean) * contrast) * colour + offset
+        if self.noise:
+            deviation = self.noise * torch.rand(batch, 1, 1, 1, generator=generator)
+            changed = changed + (deviation * torch.randn(images.shape, generator=generator)).to(images.device)
         return (changed * (images > 1 / 512)).clamp(0, 1)  # half a grey level: interpolation leaves traces in the padding
 
 

@@ -40,8 +40,8 @@ budget_minutes: float = None  # wall minutes of training and validation, all fol
 batch_size: int = None  # images a step
 lr: float = None  # largest learning rate of the schedule
 target_size: int = None  # pixels, side of the square that the network sees
-encoder: str = None  # network, unet
-weights: str = None  # file of weights to start from, "" from scratch
+encoder: str = None  # "unet" (the reference's) or the name of a torchvision network, such as resnet34 or mobilenet_v2
+weights: str = None  # of the encoder: "" from scratch, "default" torchvision's own (may download), else a file
 seed: int = None  # of the split, the initial weights and every random draw
 
 # %%

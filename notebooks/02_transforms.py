@@ -25,7 +25,7 @@ from ctseg.files import write_csv
 from ctseg.folds import make_dataset
 from ctseg.plots import plot_batch, plot_cases, table
 from ctseg.train import make_generator
-from ctseg.transforms import Augment, EvalTransform, TrainTransform, favour_contrast, to_float
+from ctseg.transforms import Augment, TrainTransform, favour_contrast, to_float
 
 # %% [markdown]
 # ## Parameters
@@ -44,8 +44,8 @@ budget_minutes: float = None  # wall minutes of training and validation, all fol
 batch_size: int = None  # images a step
 lr: float = None  # largest learning rate of the schedule
 target_size: int = None  # pixels, side of the square that the network sees
-encoder: str = None  # network, unet
-weights: str = None  # file of weights to start from, "" from scratch
+encoder: str = None  # "unet" (the reference's) or the name of a torchvision network, such as resnet34 or mobilenet_v2
+weights: str = None  # of the encoder: "" from scratch, "default" torchvision's own (may download), else a file
 seed: int = None  # of the split, the initial weights and every random draw
 
 # %%
@@ -63,7 +63,9 @@ config
 train = make_dataset(config, "Train")
 picks = np.linspace(0, len(train) - 1, 6).astype(int)
 squares, targets, frames = zip(*[train[int(i)] for i in picks])
-plot_batch(to_float(torch.stack(squares)), to_float(torch.stack(targets)), titles=[f"{f.original_size} in {f.target_size}²" for f in frames])
+plot_batch(
+    to_float(torch.stack(squares)), to_float(torch.stack(targets)), titles=[f"{f.original_size} in {f.target_size}²" for f in frames]
+)
 
 # %% [markdown]
 # ## One random change at a time

@@ -22,6 +22,7 @@ def test_the_defaults_are_the_reference_recipe():
         "width": 64, "depth": 4, "bottleneck_dropout": 0.3, "decoder_dropout": 0.2, "bce_weight": 0.5, "threshold": 0.5,
         "lr": 1e-4, "schedule": "constant", "weight_decay": 0, "ema_decay": 0, "clip_norm": None,
         "flip": 0.5, "turn": 0.5, "scale": 0, "rotation": 0, "elastic": 0, "brightness": 0, "contrast": 0, "gamma": 0, "colour": 0,
+        "noise": 0, "keep": "best", "tta": "none", "encoder": "unet", "weights": "",
     }  # fmt: skip
     assert {name: getattr(config, name) for name in expected} == expected
 
@@ -43,7 +44,7 @@ def test_every_preset_makes_a_config_and_an_explicit_value_wins(preset):
         ({"batch_size": True}, TypeError, "batch_size: got True"),
         ({"lr": -1}, ValueError, "lr: got -1, expected 1e-08 … 10"),
         ({"schedule": "poly"}, ValueError, "schedule: got 'poly', expected one of constant, one_cycle"),
-        ({"encoder": "resnet34"}, ValueError, "encoder: got 'resnet34'"),
+        ({"encoder": "resnet35"}, ValueError, "encoder: got 'resnet35', expected one of .*resnet34"),
         ({"fold": 3, "n_folds": 3}, ValueError, "fold 3 with n_folds 3; expected 0 … 2"),
         ({"weights": "none.pth"}, FileNotFoundError, "none.pth"),
         ({"data_root": "nowhere"}, FileNotFoundError, "nowhere"),

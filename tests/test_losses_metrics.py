@@ -6,7 +6,7 @@ import torch
 
 from ctseg.losses import DiceBCELoss, DiceLoss
 from ctseg.metrics import bootstrap_interval, dice_score
-from ctseg.model import UNet
+from ctseg.model import make_model
 
 LOGIT = 20.0  # a probability of 1 - 2e-9
 
@@ -29,6 +29,14 @@ def test_dice_loss_is_over_the_flattened_batch():
     assert DiceLoss(smooth=0)(logits, targets).item() == pytest.approx(1 - 2 * 100 / 300, abs=1e-5)
 
 
+def test_dice_loss_per_image_is_the_mean_over_images():
+    targets = torch.zeros(2, 1, 10, 10)
+    targets[0] = 1
+    targets[1, :, :, :5] = 1
+    logits = as_logits(torch.ones(2, 1, 10, 10))
+    assert DiceLoss(per_image=True, smooth=0)(logits, targets).item() == pytest.approx((0 + 1 - 2 * 50 / 150) / 2, abs=1e-5)
+
+
 def test_an_empty_batch_has_a_finite_loss_that_falls_with_the_prediction():
     targets = torch.zeros(1, 1, 50, 50)
     assert DiceLoss()(as_logits(targets), targets) < 1e-4
@@ -47,7 +55,7 @@ def test_the_parts_add_up_and_only_the_sum_carries_a_gradient():
 def test_an_untrained_network_has_a_bce_near_ln_2():
     torch.manual_seed(0)
     targets = (torch.rand(2, 1, 64, 64) < 0.5).float()
-    bce = DiceBCELoss()(UNet(8).eval()(torch.rand(2, 3, 64, 64)), targets).bce
+    bce = DiceBCELoss()(make_model(width=8).eval()(torch.rand(2, 3, 64, 64)), targets).bce
     assert bce.item() == pytest.approx(math.log(2), abs=0.1)
 
 

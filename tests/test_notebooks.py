@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 from jupytext.compare import compare_notebooks
 
 from ctseg.config import Config
+from ctseg.postprocess import PostProcess
 from ctseg.report import print_summary, write_report
 
 NAMES = ["01_eda", "02_transforms", "03_train", "04_postprocess_submit"]
@@ -136,8 +137,10 @@ def test_the_notebooks_leave_every_artefact_of_a_run(run):
     assert [name for name in expected if not (run / name).exists()] == []
     assert len(list((run / "predicted_masks").glob("*.png"))) == 4
     scores = json.loads((run / "summary.json").read_text())["scores"]
-    assert scores["validation, as submitted"]["n"] == 24 and scores["test, as submitted"]["n"] == 4
-    assert {"test, every step", "test, without post-processing"} < scores.keys()
+    assert scores["validation, plain threshold"]["n"] == scores["validation, cross-fitted"]["n"] == 24 and scores["test"]["n"] == 4
+    decided = json.loads((run / "postprocess.json").read_text())
+    assert decided["chosen"].keys() == PostProcess.__dataclass_fields__.keys() and len(decided["table"]) >= 16
+    assert decided["figures"]["cross-fitted"] == scores["validation, cross-fitted"]
 
 
 def test_training_under_papermill_prints_one_line_an_epoch_and_no_bar(run):
@@ -154,7 +157,7 @@ def test_the_report_joins_all_four_and_the_summary_names_the_files(run, capsys):
     assert html.count("data:image/png;base64") >= 10 and "make_config(globals())" not in html
     print_summary(run)
     printed = capsys.readouterr().out
-    assert "validation, as submitted" in printed and "test, without post-processing" in printed and "submission.csv" in printed
+    assert "validation, cross-fitted" in printed and "threshold" in printed and "submission.csv" in printed
 
 
 def test_04_runs_alone_from_the_notebooks_folder_with_nothing_but_the_runs_name(clone, run):

@@ -1,4 +1,5 @@
 import itertools
+import os
 import subprocess
 import sys
 
@@ -9,8 +10,8 @@ from conftest import REPOSITORY
 
 from ctseg.data import SegmentationDataset, find_cases, load_squares
 from ctseg.files import lock_folder, read_csv
-from ctseg.model import UNet, load_weights
-from ctseg.train import Learner, evaluate_model, make_generator, one_cycle, train_model
+from ctseg.model import load_weights, make_model
+from ctseg.train import Learner, evaluate_model, make_generator, make_optimizer, one_cycle, train_model
 from ctseg.transforms import Augment, EvalTransform
 
 LEARNER = {"augment": Augment(flip=0.5, rotation=10), "lr": 3e-3, "ema_decay": 0.9, "weight_decay": 0.01}
@@ -25,7 +26,7 @@ def squares(phantom):
 def train(squares, folder, *, width=4, lr=LEARNER["lr"], **changes):
     """Train a small network on 12 squares, validate on 5 others; return it with its history."""
     torch.manual_seed(0)
-    learner = Learner(UNet(width, depth=2), **{**LEARNER, "lr": lr})
+    learner = Learner(make_model(width=width, depth=2), **{**LEARNER, "lr": lr})
     history = train_model(learner, squares.subset(range(12)), squares.subset(range(12, 17)), folder, **{**SETTINGS, **changes})
     return learner.model, history
 
@@ -42,7 +43,7 @@ def without_seconds(history):
 def test_a_network_can_learn_one_batch_by_heart(squares, tmp_path):
     few = squares.subset(range(4))
     torch.manual_seed(0)
-    learner = Learner(UNet(8, depth=2, dropout=(0.0, 0.0)), augment=Augment(), lr=1e-2)
+    learner = Learner(make_model(width=8, depth=2), augment=Augment(), lr=1e-2)
     history = train_model(learner, few, few, tmp_path, epochs=120, batch_size=4)
     assert history[-1]["dice"] > 0.8 and history[-1]["bce"] < 0.05  # soft targets keep Dice below 1
     assert history[-1]["val_dice"] > 0.9  # at native size, from squares of 32
@@ -58,9 +59,22 @@ def test_each_epoch_leaves_a_row_pictures_and_the_best_weights(squares, tmp_path
         names = [path.stem for path in sorted((tmp_path / "val_outputs" / f"epoch_{epoch}").iterdir())]
         assert names == ["train_012", "train_013", "train_014", "train_015"]
     best = max(history, key=lambda row: row["val_dice"])
-    model = UNet(4, depth=2)
+    model = make_model(width=4, depth=2)
     load_weights(model, tmp_path / "best_unet_model.pth")
     assert evaluate_model(model, squares.subset(range(12, 17))).mean() == pytest.approx(best["val_dice"], abs=1e-6)
+
+
+def test_the_last_weights_are_kept_where_they_are_asked_for(squares, tmp_path):
+    _, history = train(squares, tmp_path, keep="last", lr=0.05, schedule="constant")
+    kept = torch.load(tmp_path / "best_unet_model.pth", weights_only=True)
+    assert kept["epoch"] == 3 and kept["val_dice"] == history[-1]["val_dice"]
+    assert same(kept["state_dict"], average_of(tmp_path))
+
+
+def average_of(folder):
+    """The averaged network in a checkpoint."""
+    state = torch.load(folder / "last.pth", weights_only=True)["learner"]["average"]
+    return {name.removeprefix("module."): tensor for name, tensor in state.items() if name.startswith("module.")}
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(squares, tmp_path):
@@ -94,7 +108,7 @@ test_train.train(squares, Path(sys.argv[2]))
 
 def test_a_killed_run_that_resumes_ends_at_the_same_bits(squares, phantom, tmp_path):
     killed = subprocess.run(
-        [sys.executable, "-c", STOPPED, phantom, tmp_path / "killed"], cwd=REPOSITORY, env={"PYTHONPATH": str(REPOSITORY)}
+        [sys.executable, "-c", STOPPED, phantom, tmp_path / "killed"], cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
     )
     assert killed.returncode == -9 and len(read_csv(tmp_path / "killed" / "history.csv")) == 1
     resumed, history = train(squares, tmp_path / "killed")
@@ -125,12 +139,25 @@ def test_the_steps_that_fit_are_counted_with_their_validation(squares, tmp_path,
     ticks = itertools.count()  # each look at the clock takes a second: a step 1 s, the validation of all 5 images 1 s
     monkeypatch.setattr("ctseg.train.time.perf_counter", lambda: float(next(ticks)))
     train(squares, tmp_path, epochs=None, budget_seconds=100.0)
-    # 8 s are spent on timing, 1 s is kept for the last validation; each of the 3 steps of an epoch carries a third of a validation.
-    assert torch.load(tmp_path / "last.pth", weights_only=True)["total_steps"] == int(91 / (1 + 1 / 3))
+    # 29 s are spent on timing, 1 s is kept for the last validation; each of the 3 steps of an epoch carries a third of a validation.
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["total_steps"] == int(70 / (1 + 1 / 3))
 
 
 def test_of_epochs_and_budget_the_shorter_counts(squares, tmp_path):
     assert len(train(squares, tmp_path, epochs=2, budget_seconds=3600)[1]) == 2
+
+
+def test_the_decoder_has_its_own_rate_and_only_weights_decay():
+    model = make_model(width=4, depth=2)
+    optimizer = make_optimizer(model, lr=0.1, decoder_lr=3.0, weight_decay=0.01)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    seen = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            seen[names[parameter]] = (round(group["lr"], 6), group["weight_decay"])
+    assert seen.keys() == set(names.values())
+    assert seen["encoder.0.0.weight"] == (0.1, 0.01) and seen["encoder.0.1.weight"] == (0.1, 0)
+    assert seen["decoder.0.0.weight"] == (0.3, 0.01) and seen["head.bias"] == (0.3, 0) and seen["upsample.0.weight"] == (0.3, 0.01)
 
 
 @pytest.mark.parametrize("total_steps", [1, 2, 4, 5, 9, 1000])
@@ -166,7 +193,7 @@ def test_checkpoints_of_another_architecture_are_refused(squares, tmp_path):
 
 
 def test_validation_is_per_image_at_native_size_and_does_not_depend_on_the_order(squares):
-    model = UNet(4, depth=2)
+    model = make_model(width=4, depth=2)
     scores = evaluate_model(model, squares.subset(range(6)))
     backwards = evaluate_model(model, squares.subset(range(5, -1, -1)))
     assert scores.shape == (6,) and np.allclose(scores, backwards[::-1], atol=1e-4)

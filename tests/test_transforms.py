@@ -58,7 +58,7 @@ def batch():
 
 
 GEOMETRY = {"flip": 0.5, "turn": 0.5, "scale": 0.5, "rotation": 30, "elastic": 0.02}
-INTENSITY = {"brightness": 0.2, "contrast": 0.5, "gamma": 0.5, "colour": 0.3}
+INTENSITY = {"brightness": 0.2, "contrast": 0.5, "gamma": 0.5, "colour": 0.3, "noise": 0.1}
 
 
 @pytest.mark.parametrize("name", GEOMETRY)

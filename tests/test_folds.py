@@ -1,0 +1,111 @@
+"""Folds in turn and side by side, and what is decided on their out-of-fold predictions."""
+
+import numpy as np
+import pytest
+import torch
+
+from ctseg.config import make_config, open_run
+from ctseg.data import load_squares
+from ctseg.folds import assign_folds, find_folds, load_folds, make_dataset, train_folds
+from ctseg.metrics import dice_score
+from ctseg.postprocess import PostProcess, make_mask
+from ctseg.predict import OutOfFold, predict_cases, predict_masks
+from ctseg.train import evaluate_model
+
+SETTINGS = {"preset": "quick", "n_folds": 2, "epochs": 1, "target_size": 32, "width": 2, "depth": 2, "tta": "flips"}
+
+
+def make_run(phantom, name, monkeypatch, folder, **changes):
+    monkeypatch.chdir(folder)
+    config = make_config(SETTINGS | {"data_root": str(phantom), "run": name} | changes)
+    return config, open_run(config)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A machine that counts two GPUs; the workers themselves find none and use the CPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_folds_side_by_side_learn_what_they_learn_in_turn(phantom, tmp_path, monkeypatch, request, capsys):
+    config, in_turn = make_run(phantom, "in_turn", monkeypatch, tmp_path)
+    first = train_folds(config, in_turn)
+    request.getfixturevalue("two_gpus")
+    config, side_by_side = make_run(phantom, "side_by_side", monkeypatch, tmp_path)
+    second = train_folds(config, side_by_side)
+    assert first.keys() == second.keys() == {0, 1}
+    assert all(first[k][0]["val_dice"] == pytest.approx(second[k][0]["val_dice"], abs=1e-6) for k in first)
+    assert {"fold0 epoch 1/1", "fold1 epoch 1/1"} <= {line[:15] for line in capsys.readouterr().out.splitlines()}
+
+
+def test_a_fold_that_fails_in_its_process_is_named_and_the_others_are_kept(phantom, tmp_path, monkeypatch, two_gpus, capsys):
+    config, folder = make_run(phantom, "broken", monkeypatch, tmp_path)
+    (folder / "fold1").write_text("a file in the way")
+    with pytest.raises(RuntimeError, match="training failed in fold 1, see the lines above"):
+        train_folds(config, folder)
+    assert "FileExistsError" in capsys.readouterr().out
+    assert [path.name for path in find_folds(folder)] == ["fold0"]
+
+
+def test_a_budget_is_shared_by_folds_in_turn_and_counts_once_side_by_side(phantom, tmp_path, monkeypatch):
+    config, folder = make_run(phantom, "budget", monkeypatch, tmp_path, n_folds=3, budget_minutes=6.0)
+    given = []
+    monkeypatch.setattr("ctseg.folds.train_fold", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr("ctseg.folds.train_in_processes", lambda *arguments: given.append(arguments[-1]))
+    train_folds(config, folder)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    train_folds(config, folder)
+    assert given == [120, 120, 120, 180]
+
+
+@pytest.fixture
+def run(phantom, tmp_path, monkeypatch):
+    """A run of two trained folds: (config, folder)."""
+    config, folder = make_run(phantom, "run", monkeypatch, tmp_path)
+    train_folds(config, folder)
+    return config, folder
+
+
+def test_out_of_fold_predictions_are_those_of_the_network_that_did_not_see_the_image(run):
+    config, folder = run
+    squares = load_squares(make_dataset(config, "Train"))
+    fold_of_case = dict(zip((case.image_id for case in squares.cases), assign_folds(config, squares)))
+    validation = OutOfFold([path / "oof.npz" for path in find_folds(folder)], squares.cases)
+    assert sorted(case.image_id for case in validation.cases) == sorted(fold_of_case)
+    assert [fold_of_case[case.image_id] for case in validation.cases] == validation.parts.tolist()
+    models = load_folds(config, folder)
+    index = len(validation.cases) - 1
+    dataset = make_dataset(config, "Train")
+    dataset.cases = [validation.cases[index]]
+    (_, expected, frame) = next(predict_cases([models[1]], dataset, tta="flips"))
+    square, own_frame, truth = validation.read(index)
+    assert np.abs(square - expected).max() <= 0.5 / 255 + 1e-5 and own_frame == frame and truth.shape == frame.original_size
+
+
+def test_a_plain_threshold_scores_as_training_did(run):
+    config, folder = run
+    squares = load_squares(make_dataset(config, "Train"))
+    validation = OutOfFold([folder / "fold0" / "oof.npz"], squares.cases)
+    assert np.bincount(validation.parts).min() >= 2 and validation.parts.max() == 4
+    (model, _) = load_folds(config, folder)
+    plain, other = PostProcess(), PostProcess(threshold=0.6, fill_holes=True)
+    scores = validation.score([plain, other])
+    for chosen, values in scores.items():
+        again = [dice_score(make_mask(square, frame, chosen), truth) for square, frame, truth in map(validation.read, range(len(values)))]
+        assert values.tolist() == again
+    ids = {case.image_id for case in validation.cases}
+    own = squares.subset([index for index, case in enumerate(squares.cases) if case.image_id in ids])
+    assert scores[plain].mean() == pytest.approx(evaluate_model(model, own).mean(), abs=0.1)  # flips are averaged here and not there
+
+
+def test_test_masks_are_of_the_mean_probability_and_of_the_images_size(run):
+    config, folder = run
+    dataset, models = make_dataset(config, "Test"), load_folds(config, folder)
+    masks = dict(predict_masks(models, dataset, PostProcess(threshold=0.4), tta="flips"))
+    each = [{case.image_id: (square, frame) for case, square, frame in predict_cases([model], dataset, tta="flips")} for model in models]
+    for case in dataset.cases:
+        (first, frame), (second, _) = (squares[case.image_id] for squares in each)
+        expected = make_mask((first + second) / 2, frame, PostProcess(threshold=0.4))
+        assert masks[case.image_id].shape == expected.shape == frame.original_size
+        assert np.mean(masks[case.image_id] != expected) < 0.001
