@@ -60,8 +60,7 @@ class Config:
     decoder_dropout: float = number(0.2, 0, 0.9)  # first decoder block
     # Training
     batch_size: int = number(8, 1, 4096)
-    lr: float = number(1e-4, 1e-8, 10)  # largest of the schedule, of the encoder
-    decoder_lr: float = number(1.0, 1e-3, 1e3)  # the decoder's, as a factor on lr
+    lr: float = number(1e-4, 1e-8, 10)  # largest of the schedule
     schedule: str = choice("constant", "constant", "one_cycle")
     weight_decay: float = number(0.0, 0, 10)
     clip_norm: float | None = number(None, 1e-6, 1e6)  # largest norm of the gradient
@@ -140,10 +139,25 @@ MODERN = {
     "gamma": 0.2,
     "colour": 0.1,
 }
+QUICK = {"epochs": 20, "target_size": 128, "width": 16, "batch_size": 4, "lr": 2e-3}
+STRONG = {
+    "encoder": "mobilenet_v2",
+    "n_folds": 5,
+    "epochs": 30,
+    "target_size": 192,
+    "width": 16,
+    "bottleneck_dropout": 0.0,
+    "decoder_dropout": 0.0,
+    "batch_size": 4,
+    "lr": 1e-3,
+    "dice_per_image": True,
+    "keep": "last",
+    "tta": "turns",
+}
 PRESETS = {
     "baseline": {},  # the reference: 25 hours on its CPU
-    "quick": MODERN | {"epochs": 20, "target_size": 128, "width": 16, "batch_size": 4, "lr": 2e-3},  # minutes on two CPU cores
-    "strong": MODERN | {"epochs": 60, "target_size": 256, "width": 64, "batch_size": 16, "lr": 1e-3, "n_folds": 5},  # for a GPU
+    "quick": MODERN | QUICK,  # from scratch in minutes on two CPU cores
+    "strong": MODERN | STRONG,  # the best we know, with `weights`
 }
 DEFAULTS = {"preset": "quick", "data_root": "", "run": ""}  # of the notebooks' parameters that are not None
 

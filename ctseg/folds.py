@@ -89,7 +89,6 @@ def train_fold(
         build_model(config),
         augment=config.augment(),
         lr=config.lr,
-        decoder_lr=config.decoder_lr,
         weight_decay=config.weight_decay,
         ema_decay=config.ema_decay,
         clip_norm=config.clip_norm,

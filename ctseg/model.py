@@ -13,10 +13,8 @@ from ctseg.transforms import to_float
 
 ENCODERS = ("unet", *torchvision.models.list_models(module=torchvision.models))
 STRIDES = (2, 4, 8, 16, 32)  # of the feature maps that a U-Net takes from a classification backbone
-IMAGENET_MEAN, IMAGENET_STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of ImageNet's channels in [0, 1], as torchvision's weights expect them
+GOOD_BACKBONES = "take a backbone that halves images of any size step by step, such as resnet34 or convnext_tiny"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels in [0, 1]; torchvision's weights expect them
 
 
 def conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -62,8 +60,7 @@ class BackboneEncoder(nn.Module):
         taps = find_taps(backbone)
         if not taps.keys() >= set(STRIDES[1:]):
             raise ValueError(
-                f"{type(backbone).__name__} has feature maps at the strides {sorted(taps)}, expected {STRIDES}; take a backbone that "
-                "halves them step by step, such as resnet34 or convnext_tiny"
+                f"{type(backbone).__name__} has feature maps at the strides {sorted(taps)}, expected {STRIDES}; {GOOD_BACKBONES}"
             )
         self.channels = [taps[stride][1] if stride in taps else 3 for stride in STRIDES]
         self.features = create_feature_extractor(backbone, {name: str(stride) for stride, (name, _) in taps.items()})
@@ -89,22 +86,27 @@ def find_taps(backbone: nn.Module) -> dict[int, tuple[str, int]]:
         is_map = isinstance(value, Tensor) and value.shape[2:] in {(size // stride,) * 2 for stride in (1, *STRIDES)}
         return size // value.shape[2] if is_map else 0
 
-    calls = []  # (name, stride of the input, stride of the output, its channels), in the order in which the modules finish
+    calls = []  # (name, stride of the input, stride of the output, the output), in the order in which the modules finish
 
     def record(name: str):
-        return lambda _, args, output: calls.append((name, stride_of(args[0]), stride_of(output), *output.shape[1:2]))
+        def hook(_, args: tuple, output) -> None:
+            calls.append((name, stride_of(args[0] if args else None), stride_of(output), output))
+
+        return hook
 
     hooks = [module.register_forward_hook(record(name)) for name, module in backbone.named_modules() if name]
     training = backbone.training
     try:
         with torch.no_grad():
             backbone.eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:
+        raise ValueError(f"{type(backbone).__name__} does not take images of {size} pixels: {error}; {GOOD_BACKBONES}") from error
     finally:
         backbone.train(training)
         for hook in hooks:
             hook.remove()
-    whole = tuple(f"{name}." for name, before, after, *_ in calls if 0 < after <= 2 * before)
-    return {after: (name, *channels) for name, _, after, *channels in calls if after in STRIDES and not name.startswith(whole)}
+    whole = tuple(f"{name}." for name, before, after, _ in calls if 0 < after <= 2 * before)
+    return {after: (name, output.shape[1]) for name, _, after, output in calls if after in STRIDES and not name.startswith(whole)}
 
 
 class UNet(nn.Module):
@@ -171,7 +173,7 @@ def make_model(
 
 
 def load_weights(model: UNet, path: Path) -> None:
-    """Load a file into `model`: the whole network as training stored it, or its backbone as torchvision.s files have it.
+    """Load a file into `model`: the whole network as training stored it, or its backbone as torchvision's files have it.
 
     Raises:
         FileNotFoundError: there is no such file.

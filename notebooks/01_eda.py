@@ -30,7 +30,7 @@ from ctseg.plots import plot_cases, plot_colours, plot_distributions, table
 # `ctseg.config.Config` can be passed in the same way.
 
 # %% tags=["parameters"]
-preset: str = "quick"  # quick (minutes on a CPU), baseline (the reference's recipe) or strong (for a GPU)
+preset: str = "quick"  # quick (small, from scratch), baseline (the reference's recipe) or strong (the best we know, with weights)
 data_root: str = ""  # folder that holds Train and Test, "phantom" for the synthetic data set, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 fold: int = None  # train this fold only, 0 to n_folds - 1; None for all

@@ -68,9 +68,16 @@ def test_a_backbone_of_ones_own_will_do():
     assert model(torch.rand(2, 3, 40, 70)).shape == (2, 1, 40, 70)
 
 
-@pytest.mark.parametrize("name", ["swin_t", "squeezenet1_0"])
-def test_a_backbone_without_such_maps_is_refused(name):
-    with pytest.raises(ValueError, match="has feature maps at the strides .*take a backbone that halves"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("swin_t", r"SwinTransformer has feature maps at the strides \[4, 32\]"),
+        ("squeezenet1_0", r"at the strides \[\]"),
+        ("vit_b_16", "VisionTransformer does not take images of 64 pixels"),
+    ],
+)
+def test_a_backbone_without_such_maps_is_refused(name, message):
+    with pytest.raises(ValueError, match=f"{message}.*take a backbone that halves"):
         make_model(name, width=4)
 
 
