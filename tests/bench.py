@@ -20,7 +20,7 @@ import yaml
 
 from ctseg.config import PRESETS, Config, find_run, make_config
 from ctseg.data import SegmentationDataset, load_squares, map_threads, read_image, read_size
-from ctseg.files import write_json
+from ctseg.files import atomic_path, write_json
 from ctseg.folds import assign_folds, build_model, make_dataset, train_fold
 from ctseg.model import VIEWS, choose_precision, find_device, predict_squares
 from ctseg.plots import new_axes
@@ -111,7 +111,8 @@ def bench_training(config: Config, minutes: list[float], folder: Path) -> None:
         axis.plot(seconds, [row["val_dice"] for row in history], color="lightgrey", marker=".")
     axis.plot([row["seconds"] for row in rows], [row["val_dice"] for row in rows], "o-", color="tab:blue")
     axis.set(xlabel="seconds of training and validation", ylabel="validation Dice of the last epoch")
-    figure.savefig(folder / "curve.png", dpi=110)
+    with atomic_path(folder / "curve.png") as partial:
+        figure.savefig(partial, dpi=110)
     write_json({"config": config.settings(), "rows": rows}, folder / "curve.json")
     for row in rows:
         print(f"fold 0, {row['seconds']:.0f} s of training, {row['epochs']} epochs: validation Dice {row['val_dice']:.4f}", flush=True)
