@@ -158,7 +158,7 @@ def make_model(
 
     Raises:
         ValueError: unknown encoder, or weights that do not fit.
-        FileNotFoundError: no such weights file, or "default" without a network.
+        FileNotFoundError: no such weights file, or "default" weights that are neither at hand nor to be downloaded.
     """
     if isinstance(encoder, str) and encoder not in ENCODERS:
         raise ValueError(f"unknown encoder {encoder!r}; expected one of {', '.join(ENCODERS)}")
@@ -184,15 +184,16 @@ def load_weights(model: UNet, path: Path) -> None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         state = content.get("state_dict", content)
-        got = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        got = find_shapes(state)
     except Exception as error:
         raise ValueError(
             f"cannot read weights {path}: {error}; expected a file written by this kit, such as best_unet_model.pth, or of a backbone"
         ) from error
-    part, expected = model, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    part = model
     if isinstance(model.encoder, BackboneEncoder) and not any(name.startswith("decoder.") for name in got):
-        part, expected = model.encoder.features, {n: tuple(tensor.shape) for n, tensor in model.encoder.features.state_dict().items()}
-        got = {name: shape for name, shape in got.items() if name in expected}  # a classifier's head is of no use here
+        part = model.encoder.features
+        got = {name: shape for name, shape in got.items() if name in part.state_dict()}  # a classifier's head is of no use here
+    expected = find_shapes(part.state_dict())
     differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
     if differing:
         first = differing[0]
@@ -201,6 +202,11 @@ def load_weights(model: UNet, path: Path) -> None:
             f"expected {expected.get(first, 'none')}; use the encoder, width and depth that the weights were trained with"
         )
     part.load_state_dict({name: state[name] for name in expected})
+
+
+def find_shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a `state_dict`."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def find_pretrained(encoder: str | nn.Module) -> Path:

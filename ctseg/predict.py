@@ -64,6 +64,12 @@ def write_oof(path: Path, model: nn.Module, validation: Squares, *, tta: str = "
         )
 
 
+def read_oof(path: Path) -> dict[str, np.ndarray]:
+    """Read what `write_oof` kept, by name."""
+    with np.load(path) as kept:
+        return dict(kept)
+
+
 class OutOfFold:
     """Predictions on images that their network was not trained on, and what a way to make masks of them scores.
 
@@ -79,7 +85,7 @@ class OutOfFold:
 
     def __init__(self, paths: Sequence[Path], cases: Sequence[Case]):
         by_id = {case.image_id: case for case in cases}
-        files = [dict(np.load(path)) for path in paths]
+        files = [read_oof(path) for path in paths]
         self.squares = np.concatenate([file["probabilities"] for file in files])
         self.cases = [by_id[str(image_id)] for file in files for image_id in file["image_ids"]]
         self.frames = [make_frame((int(h), int(w)), self.squares.shape[-1]) for file in files for h, w in file["sizes"]]
