@@ -1,5 +1,6 @@
 """Every number of a run in one place: a frozen dataclass, three presets, and the reading of notebook parameters."""
 
+import ast
 import difflib
 import hashlib
 import html
@@ -142,6 +143,7 @@ MODERN = {
 QUICK = {"epochs": 20, "target_size": 128, "width": 16, "batch_size": 4, "lr": 2e-3}
 STRONG = {
     "encoder": "mobilenet_v2",
+    "weights": "default",
     "n_folds": 5,
     "epochs": 30,
     "target_size": 192,
@@ -157,7 +159,7 @@ STRONG = {
 PRESETS = {
     "baseline": {},  # the reference: 25 hours on its CPU
     "quick": MODERN | QUICK,  # from scratch in minutes on two CPU cores
-    "strong": MODERN | STRONG,  # the best we know, with `weights`
+    "strong": MODERN | STRONG,  # the best we know, from ImageNet weights
 }
 DEFAULTS = {"preset": "quick", "data_root": "", "run": ""}  # of the notebooks' parameters that are not None
 
@@ -205,6 +207,14 @@ def make_config(parameters: Mapping[str, Any], *, of_run: bool = False) -> Confi
         digest = hashlib.sha256(json.dumps(config.settings(), sort_keys=True).encode()).hexdigest()[:8]
         config = Config(**values | {"run": f"{preset}-{digest}"})
     return config
+
+
+def parse_value(text: str) -> Any:
+    """Read a setting's value from a command line: a number, True, False, None, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def plain_data(namespace: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ctseg.phantom import write_phantom
 from ctseg.transforms import EvalTransform, Frame
 
 COMPETITION = "a0-2025-medical-image-segmentation"
-KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_INPUT = Path(os.environ.get("CTSEG_KAGGLE_INPUT", "/kaggle/input"))  # where Kaggle mounts what is attached; elsewhere for trials
 EXIF_ORIENTATION = 0x0112
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 

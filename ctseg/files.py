@@ -37,10 +37,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
+def write_text(text: str, path: Path) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_json(content: dict, path: Path) -> None:
     """Write JSON that a person can read, atomically."""
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(json.dumps(content, indent=2) + "\n", path)
 
 
 def write_csv(rows: list[dict], path: Path) -> None:

@@ -5,8 +5,11 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import traceback
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -15,10 +18,11 @@ import torch
 
 from ctseg.config import Config
 from ctseg.data import SegmentationDataset, Squares, find_cases, find_window, load_squares
+from ctseg.files import read_csv, write_text
 from ctseg.model import UNet, find_device, load_weights, make_model
 from ctseg.predict import write_oof
 from ctseg.split import split_cases
-from ctseg.train import Learner, make_seed, read_checkpoint, train_model
+from ctseg.train import Learner, make_seed, train_model
 from ctseg.transforms import EvalTransform
 
 
@@ -30,48 +34,68 @@ def make_dataset(config: Config, part: str) -> SegmentationDataset:
 
 
 def train_folds(config: Config, folder: Path, squares: Squares | None = None) -> dict[int, list[dict]]:
-    """Train the folds asked for, resuming each where it stopped; return {fold: history}.
+    """Train the folds asked for, resuming each where it stopped; return {fold: history} of those that are finished.
 
     With several GPUs a worker process each trains one fold at a time, else they are trained in turn. A time budget is that of all of them:
-    folds that are trained side by side count once. `squares` is the training set, if it is in memory already.
+    folds that are trained side by side count once. A fold that fails is reported and its traceback kept in `failed_fold<k>.txt`; the others
+    go on without it. `squares` is the training set, if it is in memory already.
 
     Raises:
-        RuntimeError: folds failed in their worker processes; the others were finished first.
+        Exception: what the last fold raised, if none is finished.
     """
     folds = list(range(config.n_folds)) if config.fold is None else [config.fold]
     n_workers = min(len(folds), torch.cuda.device_count())
-    rounds = math.ceil(len(folds) / max(1, n_workers))
-    budget_seconds = config.budget_minutes and 60 * config.budget_minutes / rounds
+    budget_seconds = config.budget_minutes and 60 * config.budget_minutes / math.ceil(len(folds) / max(1, n_workers))
     if n_workers > 1:
-        return train_in_processes(folder, folds, n_workers, budget_seconds)
-    squares = squares or load_squares(make_dataset(config, "Train"))
-    fold_of_case = assign_folds(config, squares)
-    return {fold: train_fold(config, squares, fold_of_case, fold, folder / f"fold{fold}", budget_seconds) for fold in folds}
+        train = partial(train_in_process, folder, budget_seconds, queue_gpus(n_workers))
+        with ThreadPoolExecutor(n_workers) as pool:
+            errors = list(pool.map(partial(try_fold, train, folder), folds))
+    else:
+        squares = squares or load_squares(make_dataset(config, "Train"))
+        train = partial(train_fold, config, folder, budget_seconds, squares, assign_folds(config, squares))
+        errors = [try_fold(train, folder, fold) for fold in folds]
+    if all(errors):
+        raise errors[-1]
+    return {fold: read_history(folder / f"fold{fold}") for fold, error in zip(folds, errors) if not error}
 
 
-def train_in_processes(folder: Path, folds: Sequence[int], n_workers: int, budget_seconds: float | None) -> dict[int, list[dict]]:
-    """Train folds in worker processes that see one GPU each (`python -m ctseg.folds`), and pass on what they print."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n_workers)))).split(",")
+def try_fold(train: Callable[[int], None], folder: Path, fold: int) -> Exception | None:
+    """Train a fold; what it raises is reported and returned, its traceback kept in the run's folder until the fold is tried again."""
+    record = folder / f"failed_fold{fold}.txt"
+    record.unlink(missing_ok=True)
+    try:
+        train(fold)
+    except Exception as error:
+        write_text(traceback.format_exc(), record)
+        print(f"FAILED: fold {fold}, {type(error).__name__}: {error} (see {record})", flush=True)
+        return error
+
+
+def queue_gpus(n: int) -> SimpleQueue:
+    """The first n GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES knows them by."""
     free = SimpleQueue()
-    for gpu in visible[:n_workers]:
+    for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")[:n]:
         free.put(gpu)
+    return free
 
-    def train(fold: int) -> int:
-        gpu = free.get()
-        command = [sys.executable, "-m", "ctseg.folds", str(folder), str(fold), str(budget_seconds or 0)]
-        package = str(Path(__file__).parents[1])
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as worker:
-            for line in worker.stdout:
-                print(line, end="", flush=True)
-        free.put(gpu)
-        return worker.returncode
 
-    with ThreadPoolExecutor(n_workers) as pool:
-        failed = [fold for fold, status in zip(folds, pool.map(train, folds)) if status]
-    if failed:
-        raise RuntimeError(f"training failed in fold {', '.join(map(str, failed))}, see the lines above; the others are finished and kept")
-    return {fold: read_checkpoint(folder / f"fold{fold}" / "last.pth")["history"] for fold in folds}
+def train_in_process(folder: Path, budget_seconds: float | None, free: SimpleQueue, fold: int) -> None:
+    """Train a fold of a run in a process that sees one free GPU (`python -m ctseg.folds`), and pass on what it prints.
+
+    Raises:
+        RuntimeError: the process failed; the message ends with its last lines.
+    """
+    gpu, last_lines = free.get(), deque(maxlen=20)
+    command = [sys.executable, "-m", "ctseg.folds", str(folder), str(budget_seconds or 0), str(fold)]
+    python_path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": python_path}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as worker:
+        for line in worker.stdout:
+            print(line, end="", flush=True)
+            last_lines.append(line)
+    free.put(gpu)
+    if worker.returncode:
+        raise RuntimeError(f"the process on GPU {gpu} ended with status {worker.returncode}: {''.join(last_lines)}")
 
 
 def assign_folds(config: Config, squares: Squares) -> np.ndarray:
@@ -80,9 +104,12 @@ def assign_folds(config: Config, squares: Squares) -> np.ndarray:
 
 
 def train_fold(
-    config: Config, squares: Squares, fold_of_case: np.ndarray, fold: int, folder: Path, budget_seconds: float | None
-) -> list[dict]:
-    """Train one fold and keep its out-of-fold predictions, made with the weights that were kept; return the history."""
+    config: Config, run_folder: Path, budget_seconds: float | None, squares: Squares, fold_of_case: np.ndarray, fold: int
+) -> None:
+    """Train one fold and, last of all, keep its out-of-fold predictions, made with the weights it kept; nothing if they are there."""
+    folder = run_folder / f"fold{fold}"
+    if is_finished(folder):
+        return
     train, validation = (squares.subset(np.flatnonzero(part)) for part in (fold_of_case != fold, fold_of_case == fold))
     torch.manual_seed(make_seed(config.seed, fold))  # the initial weights
     learner = Learner(
@@ -96,7 +123,7 @@ def train_fold(
         dice_per_image=config.dice_per_image,
         device=find_device(),
     )
-    history = train_model(
+    train_model(
         learner,
         train,
         validation,
@@ -109,10 +136,18 @@ def train_fold(
         threshold=config.threshold,
         seed=(config.seed, fold),
     )
-    if not (folder / "oof.npz").is_file():
-        load_weights(learner.model, folder / "best_unet_model.pth")
-        write_oof(folder / "oof.npz", learner.model, validation, tta=config.tta)
-    return history
+    load_weights(learner.model, folder / "best_unet_model.pth")
+    write_oof(folder / "oof.npz", learner.model, validation, tta=config.tta)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a fold has left what a finished one leaves last."""
+    return (folder / "oof.npz").is_file()
+
+
+def read_history(folder: Path) -> list[dict]:
+    """Read a fold's `history.csv`, one row an epoch."""
+    return [{name: json.loads(value) for name, value in row.items()} for row in read_csv(folder / "history.csv")]
 
 
 def build_model(config: Config, *, weights: str | None = None) -> UNet:
@@ -128,7 +163,7 @@ def build_model(config: Config, *, weights: str | None = None) -> UNet:
 
 def find_folds(folder: Path) -> list[Path]:
     """The folders of a run's trained folds in order; FileNotFoundError if there are none."""
-    folds = sorted((path.parent for path in folder.glob("fold*/oof.npz")), key=lambda path: int(path.name.removeprefix("fold")))
+    folds = sorted(filter(is_finished, folder.glob("fold*")), key=lambda path: int(path.name.removeprefix("fold")))
     if not folds:
         raise FileNotFoundError(f"no trained fold in {folder}; run 03_train with the same parameters first, or name another run")
     return folds
@@ -140,7 +175,7 @@ def load_folds(config: Config, folder: Path) -> list[UNet]:
 
 
 if __name__ == "__main__":
-    run_folder, number, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    run_config = Config(**json.loads((run_folder / "config.json").read_text()))
+    run_dir, seconds, number = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    run_config = Config(**json.loads((run_dir / "config.json").read_text()))
     training_set = load_squares(make_dataset(run_config, "Train"))
-    train_fold(run_config, training_set, assign_folds(run_config, training_set), number, run_folder / f"fold{number}", seconds or None)
+    train_fold(run_config, run_dir, seconds or None, training_set, assign_folds(run_config, training_set), number)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from nbconvert import HTMLExporter
 
-from ctseg.files import atomic_path, read_csv, write_json
+from ctseg.files import read_csv, write_json, write_text
 from ctseg.metrics import bootstrap_interval
 
 
@@ -43,11 +43,12 @@ def describe_environment() -> dict:
 
 
 def write_summary(folder: Path, *, scores: Mapping[str, Mapping], postprocess: str) -> dict:
-    """Write `summary.json`: what `summarize` made of each set of scores, the post-processing, training seconds by fold, environment."""
+    """Write `summary.json`: scores as `summarize` gives them, post-processing, what failed, training seconds by fold, environment."""
     summary = {
         "run": folder.name,
         "scores": dict(scores),
         "postprocess": postprocess,
+        "failed": {path.stem.removeprefix("failed_"): last_line(path) for path in sorted(folder.glob("failed_fold*.txt"))},
         "train_seconds": {
             path.parent.name: sum(float(row["seconds"]) for row in read_csv(path)) for path in sorted(folder.glob("fold*/history.csv"))
         },
@@ -55,6 +56,11 @@ def write_summary(folder: Path, *, scores: Mapping[str, Mapping], postprocess: s
     }
     write_json(summary, folder / "summary.json")
     return summary
+
+
+def last_line(path: Path) -> str:
+    """The last line of a traceback: what went wrong."""
+    return path.read_text(encoding="utf-8").strip().rpartition("\n")[2]
 
 
 def write_report(folder: Path) -> Path:
@@ -67,8 +73,7 @@ def write_report(folder: Path) -> Path:
     joined.metadata.title = f"ctseg: {folder.name}"
     joined.cells = [cell for notebook in notebooks for cell in notebook.cells]
     html, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(joined)
-    with atomic_path(folder / "report.html") as partial:
-        partial.write_text(html, encoding="utf-8")
+    write_text(html, folder / "report.html")
     return folder / "report.html"
 
 
@@ -77,6 +82,8 @@ def print_summary(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     for name, score in summary["scores"].items():
         print(f"{name:<28} Dice {score['dice']:.4f}  [{score['low']:.4f}, {score['high']:.4f}]  {score['n']} images")
+    for name, reason in summary["failed"].items():
+        print(f"{'FAILED, left out':<28} {name}: {reason}")
     print(f"{'applied':<28} {summary['postprocess']}")
     print(f"{'submission':<28} {folder / 'submission.csv'}")
     print(f"{'report':<28} {folder / 'report.html'}")

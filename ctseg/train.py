@@ -55,6 +55,7 @@ def train_model(
     Raises:
         FloatingPointError: the loss is no longer finite; the last checkpoint is intact.
         RuntimeError: another process trains in this folder.
+        TimeoutError: training took half as long again as the budget, and a minute, and is not at its end; the last checkpoint is intact.
     """
     with lock_folder(folder):
         checkpoint = read_checkpoint(folder / "last.pth")
@@ -82,6 +83,12 @@ def train_model(
             write_csv(history, folder / "history.csv")
             figures = "  ".join(f"{name} {row[name]:.4f}" for name in ("dice", "bce", "loss", "val_dice"))
             print(f"{folder.name} epoch {epoch + 1}/{n_epochs}  {figures}  lr {row['lr']:.1e}  {row['seconds']:.1f} s", flush=True)
+            spent = sum(past["seconds"] for past in history)
+            if budget_seconds and spent > 1.5 * budget_seconds + 60 and len(history) < n_epochs:
+                raise TimeoutError(
+                    f"{folder.name}: {spent:.0f} s spent of a budget of {budget_seconds:.0f} s, epoch {epoch + 1} of {n_epochs}; raise "
+                    "budget_minutes, or give this machine less to do at a time"
+                )
     return history
 
 

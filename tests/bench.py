@@ -16,12 +16,11 @@ from statistics import median
 
 import numpy as np
 import torch
-import yaml
 
-from ctseg.config import PRESETS, Config, find_run, make_config
+from ctseg.config import PRESETS, Config, find_run, make_config, parse_value
 from ctseg.data import SegmentationDataset, load_squares, map_threads, read_image, read_size
 from ctseg.files import atomic_path, write_json
-from ctseg.folds import assign_folds, build_model, make_dataset, train_fold
+from ctseg.folds import assign_folds, build_model, make_dataset, read_history, train_fold
 from ctseg.model import VIEWS, choose_precision, find_device, predict_squares
 from ctseg.plots import new_axes
 from ctseg.submission import encode_rle
@@ -105,7 +104,8 @@ def bench_training(config: Config, minutes: list[float], folder: Path) -> None:
     figure, (axis,) = new_axes(1, columns=1, size=6, height=4)
     for budget in minutes:
         with tempfile.TemporaryDirectory() as scratch:
-            history = train_fold(config, squares, fold_of_case, 0, Path(scratch), 60 * budget)
+            train_fold(config, Path(scratch), 60 * budget, squares, fold_of_case, 0)
+            history = read_history(Path(scratch) / "fold0")
         seconds = np.cumsum([row["seconds"] for row in history])
         rows.append({"minutes": budget, "seconds": float(seconds[-1]), "epochs": len(history), "val_dice": history[-1]["val_dice"]})
         axis.plot(seconds, [row["val_dice"] for row in history], color="lightgrey", marker=".")
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a setting of that preset")
     parser.add_argument("--minutes", type=float, nargs="*", default=[0.25, 0.5, 1.0], help="of training, for the table; may be empty")
     arguments = parser.parse_args()
-    given = {"data_root": arguments.data, "run": "bench"} | {name: yaml.safe_load(value) for name, value in arguments.p}
+    given = {"data_root": arguments.data, "run": "bench"} | {name: parse_value(value) for name, value in arguments.p}
     config = make_config({"preset": arguments.preset} | given)
     print(f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, device {find_device()}, torch {torch.__version__}", flush=True)
     dtypes = bench_matrix_products()

@@ -10,6 +10,7 @@ from ctseg.folds import assign_folds, find_folds, load_folds, make_dataset, trai
 from ctseg.metrics import dice_score
 from ctseg.postprocess import PostProcess, make_mask
 from ctseg.predict import OutOfFold, predict_cases, predict_masks, write_oof
+from ctseg.report import write_summary
 from ctseg.train import evaluate_model
 
 SETTINGS = {"preset": "quick", "n_folds": 2, "epochs": 1, "target_size": 32, "width": 2, "depth": 2, "tta": "flips"}
@@ -39,24 +40,49 @@ def test_folds_side_by_side_learn_what_they_learn_in_turn(phantom, tmp_path, mon
     assert {"fold0 epoch 1/1", "fold1 epoch 1/1"} <= {line[:15] for line in capsys.readouterr().out.splitlines()}
 
 
-def test_a_fold_that_fails_in_its_process_is_named_and_the_others_are_kept(phantom, tmp_path, monkeypatch, two_gpus, capsys):
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_a_fold_that_fails_is_reported_and_the_others_go_on(phantom, tmp_path, monkeypatch, request, side_by_side, capsys):
+    if side_by_side:
+        request.getfixturevalue("two_gpus")
     config, folder = make_run(phantom, "broken", monkeypatch, tmp_path)
-    (folder / "fold1").write_text("a file in the way")
-    with pytest.raises(RuntimeError, match="training failed in fold 1, see the lines above"):
+    (folder / "fold0").write_text("a file in the way")
+    assert train_folds(config, folder).keys() == {1}
+    assert "FAILED: fold 0" in capsys.readouterr().out
+    assert [path.name for path in find_folds(folder)] == ["fold1"]
+    failed = write_summary(folder, scores={}, postprocess="")["failed"]
+    assert failed.keys() == {"fold0"} and failed["fold0"].startswith("FileExistsError")
+    (folder / "fold0").unlink()
+    assert train_folds(config, folder).keys() == {0, 1}
+    assert not list(folder.glob("failed*"))
+
+
+def test_where_no_fold_finishes_what_went_wrong_is_raised(phantom, tmp_path, monkeypatch):
+    config, folder = make_run(phantom, "broken", monkeypatch, tmp_path)
+    for fold in (0, 1):
+        (folder / f"fold{fold}").write_text("a file in the way")
+    with pytest.raises(FileExistsError):
         train_folds(config, folder)
-    assert "FileExistsError" in capsys.readouterr().out
-    assert [path.name for path in find_folds(folder)] == ["fold0"]
+
+
+def test_a_finished_fold_is_not_trained_again_even_without_its_checkpoint(phantom, tmp_path, monkeypatch):
+    config, folder = make_run(phantom, "finished", monkeypatch, tmp_path)
+    histories = train_folds(config, folder)
+    for fold in (0, 1):
+        (folder / f"fold{fold}" / "last.pth").unlink()
+    monkeypatch.setattr("ctseg.folds.train_model", lambda *_, **__: pytest.fail("trained again"))
+    assert train_folds(config, folder) == histories
 
 
 def test_a_budget_is_shared_by_folds_in_turn_and_counts_once_side_by_side(phantom, tmp_path, monkeypatch):
     config, folder = make_run(phantom, "budget", monkeypatch, tmp_path, n_folds=3, budget_minutes=6.0)
     given = []
-    monkeypatch.setattr("ctseg.folds.train_fold", lambda *arguments: given.append(arguments[-1]))
-    monkeypatch.setattr("ctseg.folds.train_in_processes", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr("ctseg.folds.read_history", lambda folder: [])
+    monkeypatch.setattr("ctseg.folds.train_fold", lambda *arguments: given.append(arguments[2]))
+    monkeypatch.setattr("ctseg.folds.train_in_process", lambda *arguments: given.append(arguments[1]))
     train_folds(config, folder)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     train_folds(config, folder)
-    assert given == [120, 120, 120, 180]
+    assert given == [120, 120, 120, 180, 180, 180]
 
 
 @pytest.fixture

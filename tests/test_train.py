@@ -135,6 +135,15 @@ def test_a_time_budget_gives_a_number_of_steps_that_the_schedule_ends_at(squares
     assert train(squares, tmp_path, epochs=None, budget_seconds=1.0)[1] == history  # fitted once, kept on resume
 
 
+def test_a_run_that_takes_far_longer_than_its_budget_is_given_up_with_its_checkpoint_intact(squares, tmp_path, monkeypatch):
+    ticks = itertools.count()  # each look at the clock takes 50 s, so an epoch does
+    monkeypatch.setattr("ctseg.train.time.perf_counter", lambda: 50.0 * next(ticks))
+    monkeypatch.setattr("ctseg.train.fit_steps", lambda *args, **kwargs: 9)
+    with pytest.raises(TimeoutError, match="100 s spent of a budget of 10 s, epoch 2 of 3; raise budget_minutes"):
+        train(squares, tmp_path, epochs=None, budget_seconds=10.0)
+    assert len(torch.load(tmp_path / "last.pth", weights_only=True)["history"]) == 2
+
+
 def test_the_steps_that_fit_are_counted_with_their_validation(squares, tmp_path, monkeypatch):
     ticks = itertools.count()  # each look at the clock takes a second: a step 1 s, the validation of all 5 images 1 s
     monkeypatch.setattr("ctseg.train.time.perf_counter", lambda: float(next(ticks)))
