@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench sync clean
+.PHONY: help setup run test bench test-kernel kernel push output submit download sync clean
 
 PYTHON3 ?= python3
 VENV ?= .venv
@@ -18,7 +18,7 @@ export PYTHONPATH := $(CURDIR)
 export GOMP_SPINCOUNT ?= 10000
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: $(VENV)/.ctseg ## make the environment in VENV (default .venv), or complete one that exists
 
@@ -37,8 +37,33 @@ run: setup ## all four notebooks on DATA (default the phantom) into runs/RUN; PR
 test: setup ## the test suite
 	$(VENV)/bin/python -m pytest
 
+test-kernel: setup $(VENV)-kaggle/.ctseg ## the kernel as Kaggle's server receives it, run by Kaggle's versions of papermill and Jupyter
+	$(VENV)/bin/python -m pytest tests/run_kernel.py --python "$(abspath $(VENV)-kaggle)/bin/python"
+
+# Kaggle's versions, over the PyTorch of VENV, without ctseg.
+$(VENV)-kaggle/.ctseg: tests/kaggle_image.txt | setup
+	$(VENV)/bin/python -m venv $(VENV)-kaggle
+	$(VENV)-kaggle/bin/python -m pip install --quiet --disable-pip-version-check -r tests/kaggle_image.txt
+	$(VENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > "$$($(VENV)-kaggle/bin/python -c "import site; print(site.getsitepackages()[0])")/pytorch.pth"
+	touch $@
+
 bench: setup ## figures of this machine: steps, images, Dice against training seconds; DATA=, PRESET=, ARGS="-p name value --minutes 1 4"
 	$(VENV)/bin/python tests/bench.py --data "$(DATA)" --preset $(PRESET) $(ARGS)
+
+kernel: setup ## one notebook for Kaggle in kaggle_kernel/; ARGS="-p name value -f best.yaml --title … --no-internet --dataset owner/slug"
+	$(VENV)/bin/python kaggle_kernel/build.py $(ARGS)
+
+push: kernel ## build the kernel and push it to Kaggle
+	$(VENV)/bin/python kaggle_kernel/client.py push
+
+output: setup ## fetch what the finished kernel left, into runs/kaggle; checked against DATA
+	$(VENV)/bin/python kaggle_kernel/client.py output --data "$(filter-out phantom,$(DATA))"
+
+submit: setup ## submit runs/RUN/submission.csv, checked against DATA
+	$(VENV)/bin/python kaggle_kernel/client.py submit --run "$(RUN)" --data "$(filter-out phantom,$(DATA))"
+
+download: setup ## the contest's data into data/
+	$(VENV)/bin/python kaggle_kernel/client.py download
 
 sync: setup ## bring the .ipynb and .py of each pair in step, the newer one wins
 	$(VENV)/bin/jupytext --sync notebooks/*.py

@@ -65,9 +65,7 @@ class Config:
     schedule: str = choice("constant", "constant", "one_cycle")
     weight_decay: float = number(0.0, 0, 10)
     clip_norm: float | None = number(None, 1e-6, 1e6)  # largest norm of the gradient
-    ema_decay: float = number(0.0, 0, 0.99999)  # moving average of the weights, a step; 0 for none
     bce_weight: float = number(0.5, 0, 1)  # the rest is soft Dice
-    dice_per_image: bool = False  # Dice of each image, not of the flattened batch
     keep: str = choice("best", "best", "last")  # which epoch's weights
     # Augmentation, see transforms.Augment
     flip: float = number(0.5, 0, 1)  # probability, each axis
@@ -131,7 +129,6 @@ MODERN = {
     "split": "stratified",
     "schedule": "one_cycle",
     "weight_decay": 0.01,
-    "ema_decay": 0.99,
     "scale": 0.25,
     "rotation": 20,
     "elastic": 0.01,
@@ -152,7 +149,6 @@ STRONG = {
     "decoder_dropout": 0.0,
     "batch_size": 4,
     "lr": 1e-3,
-    "dice_per_image": True,
     "keep": "last",
     "tta": "turns",
 }

@@ -117,10 +117,8 @@ def train_fold(
         augment=config.augment(),
         lr=config.lr,
         weight_decay=config.weight_decay,
-        ema_decay=config.ema_decay,
         clip_norm=config.clip_norm,
         bce_weight=config.bce_weight,
-        dice_per_image=config.dice_per_image,
         device=find_device(),
     )
     train_model(

@@ -9,19 +9,18 @@ from torch import Tensor, nn
 class DiceLoss(nn.Module):
     """Soft Dice loss: 1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth).
 
-    The sums go over the flattened batch, as in the reference, or with `per_image` over each image, whose losses are averaged: what the
-    contest scores. Logits and targets are (B, 1, H, W), targets in [0, 1]. `smooth` keeps a batch (an image) without foreground finite:
-    predicted empty as well, its loss tends to 0.
+    The sums go over the flattened batch, as in the reference. Logits and targets are (B, 1, H, W), targets in [0, 1]. `smooth` keeps a
+    batch without foreground finite: predicted empty as well, its loss tends to 0.
     """
 
-    def __init__(self, *, per_image: bool = False, smooth: float = 1.0):
+    def __init__(self, smooth: float = 1.0):
         super().__init__()
-        self.axes, self.smooth = (1, 2, 3) if per_image else (0, 1, 2, 3), smooth
+        self.smooth = smooth
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         probability = logits.float().sigmoid()  # sums over a batch overflow in half precision
-        overlap, total = (values.sum(self.axes) for values in (probability * targets, probability + targets))
-        return (1 - (2 * overlap + self.smooth) / (total + self.smooth)).mean()
+        overlap, total = (probability * targets).sum(), (probability + targets).sum()
+        return 1 - (2 * overlap + self.smooth) / (total + self.smooth)
 
 
 class LossParts(NamedTuple):
@@ -35,10 +34,10 @@ class LossParts(NamedTuple):
 class DiceBCELoss(nn.Module):
     """bce_weight * BCE + (1 - bce_weight) * soft Dice loss; the reference weighs both with one half."""
 
-    def __init__(self, bce_weight: float = 0.5, *, per_image: bool = False):
+    def __init__(self, bce_weight: float = 0.5):
         super().__init__()
         self.bce_weight = bce_weight
-        self.dice_loss = DiceLoss(per_image=per_image)
+        self.dice_loss = DiceLoss()
 
     def forward(self, logits: Tensor, targets: Tensor) -> LossParts:
         bce = F.binary_cross_entropy_with_logits(logits.float(), targets)

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ctseg.data import Squares, map_threads, read_mask
@@ -74,10 +73,10 @@ def train_model(
             steps = min(steps_per_epoch, total_steps - epoch * steps_per_epoch)
             row = {"epoch": epoch + 1, **train_one_epoch(learner, train, steps=steps, batch_size=batch_size, seed=(*seed, epoch))}
             pictures = folder / "val_outputs" / f"epoch_{epoch + 1}"
-            scores = evaluate_model(learner.best_guess, validation, threshold=threshold, pictures=pictures)
+            scores = evaluate_model(learner.model, validation, threshold=threshold, pictures=pictures)
             row |= {"val_dice": float(scores.mean()), "seconds": time.perf_counter() - started}
             if keep == "last" or row["val_dice"] > max((past["val_dice"] for past in history), default=-1):
-                write_torch({"state_dict": learner.best_guess.state_dict(), **row}, folder / "best_unet_model.pth")
+                write_torch({"state_dict": learner.model.state_dict(), **row}, folder / "best_unet_model.pth")
             history.append(row)
             write_torch({"learner": learner.state_dict(), "total_steps": total_steps, "history": history}, folder / "last.pth")
             write_csv(history, folder / "history.csv")
@@ -98,10 +97,8 @@ class Learner:
     Args:
         lr: the largest of the schedule.
         weight_decay: of AdamW, on weights only; 0 makes it plain Adam.
-        ema_decay: of the moving average of the weights, a step; it is what is validated and kept. 0: the weights themselves.
         clip_norm: largest norm of the gradient, None for no limit.
         bce_weight: share of BCE in the loss, the rest is soft Dice.
-        dice_per_image: take Dice over each image, not over the flattened batch.
     """
 
     def __init__(
@@ -111,27 +108,19 @@ class Learner:
         augment: Augment,
         lr: float,
         weight_decay: float = 0.0,
-        ema_decay: float = 0.0,
         clip_norm: float | None = None,
         bce_weight: float = 0.5,
-        dice_per_image: bool = False,
         device: torch.device | str = "cpu",
     ):
         self.device = torch.device(device)
         self.dtype = choose_precision(self.device)
         self.layout = torch.channels_last  # the reference's network, float32, two CPU cores: 14.3 s a step, against 17.9 s in NCHW
         self.model = model.to(self.device, memory_format=self.layout)
-        self.average = AveragedModel(model, multi_avg_fn=make_average(ema_decay), use_buffers=True)
         self.optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.transform = TrainTransform(augment, self.device)
-        self.criterion = DiceBCELoss(bce_weight, per_image=dice_per_image)
+        self.criterion = DiceBCELoss(bce_weight)
         self.clip_norm = clip_norm
-
-    @property
-    def best_guess(self) -> nn.Module:
-        """The network with the averaged weights: what is validated and kept."""
-        return self.average.module
 
     def set_schedule(self, schedule: str, total_steps: int) -> None:
         """Lay the learning rate out over all the steps there will be: "one_cycle", or "constant"."""
@@ -140,7 +129,7 @@ class Learner:
 
     def state_dict(self) -> dict:
         """The state of every part."""
-        return {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer", "scaler", "scheduler")}
+        return {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler", "scheduler")}
 
     def load_state_dict(self, states: dict) -> None:
         """Take over what `state_dict` returned."""
@@ -161,7 +150,6 @@ class Learner:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.average.update_parameters(self.model)
         return losses
 
 
@@ -241,19 +229,6 @@ def fit_steps(learner: Learner, train: Squares, validation: Squares, budget_seco
     validation_seconds = min(time_validation() for _ in range(2))
     left = budget_seconds - (time.perf_counter() - started) - validation_seconds  # the last, unfinished epoch has a whole validation
     return max(1, int(left / (step_seconds + validation_seconds * batch_size / len(train))))
-
-
-def make_average(ema_decay: float):
-    """The update of `AveragedModel`: an exponential moving average whose memory grows to `ema_decay`, so it never lags behind."""
-
-    def update(averages: list[Tensor], values: list[Tensor], n_averaged: Tensor) -> None:
-        decay = min(ema_decay, (1 + n_averaged.item()) / (10 + n_averaged.item()))  # the warm-up of TensorFlow's moving average
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, values, 1 - decay)
-        else:  # counters of batch normalisation
-            torch._foreach_copy_(averages, values)
-
-    return update
 
 
 def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:

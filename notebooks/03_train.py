@@ -110,6 +110,6 @@ plot_cases([np.asarray(Image.open(path)) for path in paths], titles=[f"{path.par
 
 # %%
 for k in histories:
-    for name in ("best_unet_model.pth", "last.pth", "history.csv", "oof.npz"):
+    for name in ("best_unet_model.pth", "history.csv", "oof.npz"):
         assert (run_dir / f"fold{k}" / name).is_file(), name
     print(run_dir / f"fold{k}")

@@ -169,6 +169,8 @@ table([{"": name, **summary} for name, summary in summaries.items()])
 # ## The artefacts are there
 
 # %%
-write_summary(run_dir, scores=summaries, postprocess=str(chosen))
+summary = write_summary(run_dir, scores=summaries, postprocess=str(chosen))
+for name, reason in summary["failed"].items():
+    print(f"FAILED and left out: {name}, {reason}")
 check_submission(run_dir / "submission.csv", test.cases)
 print(f"{run_dir / 'submission.csv'}: {len(test)} rows, valid")

@@ -59,7 +59,7 @@ def bench_step(name: str, config: Config, dtypes: list[torch.dtype]) -> None:
     squares = torch.randint(0, 256, (config.batch_size, 3, size, size), dtype=torch.uint8)
     reference = None
     for dtype, (text, layout) in itertools.product(dtypes, {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}.items()):
-        learner = Learner(build_model(config), augment=config.augment(), lr=config.lr, ema_decay=config.ema_decay, device=device)
+        learner = Learner(build_model(config), augment=config.augment(), lr=config.lr, device=device)
         chosen = "  <- chosen" if (dtype, layout) == (learner.dtype, learner.layout) else ""
         learner.dtype, learner.layout = dtype, layout
         learner.model.to(memory_format=layout)

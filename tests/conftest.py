@@ -13,6 +13,10 @@ matplotlib.use("Agg")
 REPOSITORY = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser):
+    parser.addoption("--python", help="interpreter of the environment that stands in for Kaggle's (run_kernel.py)")
+
+
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory) -> Path:
     """Root of a phantom of 24 train and 4 test images; not to be written to."""

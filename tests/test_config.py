@@ -20,7 +20,7 @@ def test_the_defaults_are_the_reference_recipe():
     expected = {
         "split": "random", "seed": 42, "n_folds": 1, "target_size": 256, "favour_contrast": False, "epochs": 30, "batch_size": 8,
         "width": 64, "depth": 4, "bottleneck_dropout": 0.3, "decoder_dropout": 0.2, "bce_weight": 0.5, "threshold": 0.5,
-        "lr": 1e-4, "schedule": "constant", "weight_decay": 0, "ema_decay": 0, "clip_norm": None,
+        "lr": 1e-4, "schedule": "constant", "weight_decay": 0, "clip_norm": None,
         "flip": 0.5, "turn": 0.5, "scale": 0, "rotation": 0, "elastic": 0, "brightness": 0, "contrast": 0, "gamma": 0, "colour": 0,
         "noise": 0, "keep": "best", "tta": "none", "encoder": "unet", "weights": "",
     }  # fmt: skip

@@ -29,14 +29,6 @@ def test_dice_loss_is_over_the_flattened_batch():
     assert DiceLoss(smooth=0)(logits, targets).item() == pytest.approx(1 - 2 * 100 / 300, abs=1e-5)
 
 
-def test_dice_loss_per_image_is_the_mean_over_images():
-    targets = torch.zeros(2, 1, 10, 10)
-    targets[0] = 1
-    targets[1, :, :, :5] = 1
-    logits = as_logits(torch.ones(2, 1, 10, 10))
-    assert DiceLoss(per_image=True, smooth=0)(logits, targets).item() == pytest.approx((0 + 1 - 2 * 50 / 150) / 2, abs=1e-5)
-
-
 def test_an_empty_batch_has_a_finite_loss_that_falls_with_the_prediction():
     targets = torch.zeros(1, 1, 50, 50)
     assert DiceLoss()(as_logits(targets), targets) < 1e-4
