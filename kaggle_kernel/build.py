@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_text(nbformat.writes(kernel, indent=1) + "\n", arguments.out / metadata["code_file"])
     write_json(metadata, arguments.out / "kernel-metadata.json")
     print(f"{arguments.out / metadata['code_file']}: {len(kernel.cells)} cells, {size:,} bytes as sent, for {metadata['id']}")
-    print("next: make push, or kaggle kernels push -p kaggle_kernel")
+    print(", ".join(f"{name} {value}" for name, value in parameters.items()))
 
 
 if __name__ == "__main__":
