@@ -138,35 +138,28 @@ def read_cells(path: Path) -> list[NotebookNode]:
     return jupytext.read(path).cells
 
 
-def encode_as_sent(kernel: NotebookNode) -> str:
-    """The text that the client sends: JSON with a single string a cell."""
-    return json.dumps(kernel)
-
-
 def check_kernel(kernel: NotebookNode, root: Path) -> int:
     """Return the size in bytes of the text that is sent.
 
     Raises:
         ValueError: it is too large, holds something that looks like a credential, or a path of this machine.
     """
-    text = encode_as_sent(kernel)
-    if len(text) > MAX_BYTES:
-        raise ValueError(f"the kernel has {len(text):,} bytes, expected at most {MAX_BYTES:,}; shorten what it is built from")
+    size = len(json.dumps(kernel))  # as the client encodes it
+    if size > MAX_BYTES:
+        raise ValueError(f"the kernel has {size:,} bytes, expected at most {MAX_BYTES:,}; shorten what it is built from")
     known = [value for name, value in os.environ.items() if re.search("KAGGLE.*(KEY|TOKEN)", name) and len(value) > 7]
     for cell in kernel.cells:
-        found = next(filter(None, (re.search(pattern, cell.source) for pattern in SECRETS)), None)
-        if found or any(value in cell.source for value in known):
-            raise ValueError(
-                f"a credential in the kernel, cell {cell.id}: {cell.source[:60]!r} …; remove it, and renew it where it was seen"
-            )
+        where = f"in the kernel's cell that begins with {cell.source.splitlines()[0][:80]!r}"
+        if any(re.search(pattern, cell.source) for pattern in SECRETS) or any(value in cell.source for value in known):
+            raise ValueError(f"what looks like a credential {where}; remove it, and renew it if it was seen elsewhere")
         for private in (str(root), str(Path.home())):
             if re.search(rf"{re.escape(private)}(?![\w.-])", cell.source):
-                raise ValueError(f"a path of this machine in the kernel, {private}, cell {cell.id}: {cell.source[:60]!r} …; remove it")
-    return len(text)
+                raise ValueError(f"a path of this machine, {private}, {where}; remove it")
+    return size
 
 
-def check_parameters(parameters: dict, *, internet: bool, attached: bool) -> dict:
-    """Return the parameters to write into the kernel; those of a run's `config.json` lose what is true of one machine only.
+def check_parameters(parameters: dict, *, internet: bool, attached: bool) -> None:
+    """Refuse here what would fail on Kaggle.
 
     Raises:
         ValueError, TypeError: an unknown name or preset, a value of the wrong type or range, or data or weights that are not on Kaggle.
@@ -188,7 +181,6 @@ def check_parameters(parameters: dict, *, internet: bool, attached: bool) -> dic
         raise ValueError(
             f"weights {config.weights!r} without internet; attach the file with --dataset owner/slug (or --model), or --internet"
         )
-    return parameters
 
 
 def make_metadata(user: str, title: str, *, internet: bool, datasets: Sequence[str], models: Sequence[str], kernels: Sequence[str]) -> dict:
@@ -240,13 +232,13 @@ def find_user() -> str:
 
 
 def read_parameters(arguments: argparse.Namespace) -> dict:
-    """The parameters of the command line: files first, single values over them, None where the preset decides."""
+    """The parameters of the command line: files first, single values over them; a file's data_root is that of another machine."""
     parameters = {}
     for path in arguments.file:
         parameters |= json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-        parameters.pop("data_root", None)  # that of the machine the file comes from
-    parameters |= {name: parse_value(value) for name, value in arguments.p}
-    return DEFAULTS | parameters | dict(arguments.r)
+        parameters.pop("data_root", None)
+    parameters |= {name: parse_value(value) for name, value in arguments.p} | dict(arguments.r)
+    return DEFAULTS | parameters | ({"run": str(parameters["run"])} if "run" in parameters else {})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -266,7 +258,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     sources = {"datasets": arguments.dataset, "models": arguments.model, "kernels": arguments.kernel}
     try:
-        parameters = check_parameters(read_parameters(arguments), internet=arguments.internet, attached=any(sources.values()))
+        parameters = read_parameters(arguments)
+        check_parameters(parameters, internet=arguments.internet, attached=any(sources.values()))
         kernel = build_kernel(REPOSITORY, parameters)
         size = check_kernel(kernel, REPOSITORY)
         metadata = make_metadata(find_user(), arguments.title, internet=arguments.internet, **sources)

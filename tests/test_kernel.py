@@ -185,11 +185,11 @@ def test_without_a_user_name_the_build_says_how_to_give_one(call, monkeypatch, t
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("KEY = '" + "0123456789abcdef" * 2 + "'", "a credential in the kernel"),
-        ("TOKEN = 'KGAT_" + "a" * 24 + "'", "a credential in the kernel"),
-        ("# hf_" + "A1" * 12, "a credential in the kernel"),
-        ("# swordfish-swordfish", "a credential in the kernel"),
-        ("# see {clone}/notes", "a path of this machine in the kernel"),
+        ("KEY = '" + "0123456789abcdef" * 2 + "'", "what looks like a credential in the kernel's cell"),
+        ("TOKEN = 'KGAT_" + "a" * 24 + "'", "what looks like a credential in the kernel's cell"),
+        ("# hf_" + "A1" * 12, "what looks like a credential in the kernel's cell"),
+        ("# swordfish-swordfish", "what looks like a credential in the kernel's cell"),
+        ("# see {clone}/notes", "a path of this machine, "),
         ("# " + "x" * 900_000, "expected at most 900,000"),
     ],
 )
