@@ -152,6 +152,8 @@ def apply_window(values: np.ndarray, window: tuple[float, float] | None) -> np.n
     """Map stored values (H, W) linearly so that window = (low, high) becomes uint8 0 … 255."""
     if window is None:
         raise ValueError("it has more than 8 bits and needs window_low and window_high, in stored values")
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are no finite numbers")
     low, high = window
     return (np.clip((values.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255 + 0.5).astype(np.uint8)
 
@@ -166,7 +168,7 @@ def find_window(cases: Sequence[Case], low: float | None = None, high: float | N
                 samples.append(values[:: max(1, values.size // 10_000)])
     if not samples:
         return None
-    percentiles = np.percentile(np.concatenate(samples), [0.5, 99.5])
+    percentiles = np.nanpercentile(np.concatenate(samples), [0.5, 99.5])
     return float(percentiles[0] if low is None else low), float(percentiles[1] if high is None else high)
 
 
@@ -192,14 +194,16 @@ def read_mask_values(path: Path) -> np.ndarray:
 
 
 def describe_mask(values: np.ndarray) -> str:
-    """Name the kind of a mask: "empty", "0/1", "0/255", "two values", "anti-aliased" or "several labels".
+    """Name the kind of a mask: "empty", "full", "0/1", "0/255", "two values", "anti-aliased" or "several labels".
 
     Anti-aliasing leaves values between the extremes along edges only; a value between them that fills a whole 3 x 3 block is a label.
     """
     present = np.unique(values)
     if present[-1] == 0:
         return "empty"
-    if len(present) <= 2:
+    if len(present) == 1:
+        return "full"
+    if len(present) == 2:
         return {1: "0/1", 255: "0/255"}.get(int(present[-1]), "two values")
     flat = ndimage.maximum_filter(values, 3) == ndimage.minimum_filter(values, 3)
     return "several labels" if np.any(flat & (values > 0) & (values < present[-1])) else "anti-aliased"

@@ -5,25 +5,36 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PARTIAL = ".partial-"  # files that are being written begin with it
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a path to write to; when the block ends without an error it replaces `path` in one step, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")  # two processes may open one run at the same moment
+    """Give a path to write to; when the block ends without an error it replaces `path` in one step, so that no reader sees half a file.
+
+    Raises:
+        OSError: it cannot be written, for instance because the disk is full or mounted read-only; what `path` held before is intact.
+    """
+    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")  # two processes may open one run at the same moment
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch.save where the disk is full
+        raise OSError(f"cannot write {path}: {error}; free space, or run where it may be written; no file was replaced") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold `folder` for one writer; the operating system releases the lock when the process dies, however it dies.
+
+    What a writer that was killed left half written in the folder is removed.
 
     Raises:
         RuntimeError: another process holds it.
@@ -34,6 +45,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(f"{folder} is being written by another process; wait for it, stop it, or choose another run name") from None
+        for leftover in folder.glob(f"{PARTIAL}*"):
+            leftover.unlink(missing_ok=True)
         yield
 
 

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -106,7 +107,11 @@ def assign_folds(config: Config, squares: Squares) -> np.ndarray:
 def train_fold(
     config: Config, run_folder: Path, budget_seconds: float | None, squares: Squares, fold_of_case: np.ndarray, fold: int
 ) -> None:
-    """Train one fold and, last of all, keep its out-of-fold predictions, made with the weights it kept; nothing if they are there."""
+    """Train one fold and, last of all, keep its out-of-fold predictions, made with the weights it kept; nothing if they are there.
+
+    Raises:
+        MemoryError: the GPU's memory is too small; the message names a batch size to try.
+    """
     folder = run_folder / f"fold{fold}"
     if is_finished(folder):
         return
@@ -121,21 +126,32 @@ def train_fold(
         bce_weight=config.bce_weight,
         device=find_device(),
     )
-    train_model(
-        learner,
-        train,
-        validation,
-        folder,
-        epochs=config.epochs,
-        budget_seconds=budget_seconds,
-        batch_size=config.batch_size,
-        schedule=config.schedule,
-        keep=config.keep,
-        threshold=config.threshold,
-        seed=(config.seed, fold),
-    )
-    load_weights(learner.model, folder / "best_unet_model.pth")
-    write_oof(folder / "oof.npz", learner.model, validation, tta=config.tta)
+    with explained_memory(config.batch_size):
+        train_model(
+            learner,
+            train,
+            validation,
+            folder,
+            epochs=config.epochs,
+            budget_seconds=budget_seconds,
+            batch_size=config.batch_size,
+            schedule=config.schedule,
+            keep=config.keep,
+            threshold=config.threshold,
+            seed=(config.seed, fold),
+        )
+        load_weights(learner.model, folder / "best_unet_model.pth")
+        write_oof(folder / "oof.npz", learner.model, validation, tta=config.tta)
+
+
+@contextmanager
+def explained_memory(batch_size: int) -> Iterator[None]:
+    """Turn a GPU's running out of memory into a MemoryError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        fix = f"try -p batch_size {batch_size // 2}" if batch_size > 1 else "try a smaller target_size or encoder"
+        raise MemoryError(f"the GPU's memory is too small for batch_size {batch_size}; {fix} ({str(error).splitlines()[0]})") from error
 
 
 def is_finished(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ctseg.config import find_run
 from ctseg.data import KAGGLE_INPUT, Case, find_data_root
-from ctseg.files import write_json
+from ctseg.files import PARTIAL, write_json
 from ctseg.folds import read_history
 from ctseg.submission import check_submission
 
@@ -66,7 +66,7 @@ def tidy_run(folder: Path, test_cases: Sequence[Case]) -> None:
     submission = Path(shutil.copy(folder / "submission.csv", "submission.csv"))
     check_submission(submission, test_cases)
     shutil.rmtree(folder / "predicted_masks")
-    for path in (*folder.glob("fold*/last.pth"), *folder.glob("**/.lock")):
+    for path in (*folder.glob("fold*/last.pth"), *folder.glob("**/.lock"), *folder.glob(f"**/{PARTIAL}*")):
         path.unlink()
     for history in folder.glob("fold*/history.csv"):
         best = max(read_history(history.parent), key=lambda row: row["val_dice"])["epoch"]

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from ctseg.data import Case, SegmentationDataset, Squares, map_threads, read_mask
-from ctseg.files import atomic_path
+from ctseg.files import atomic_path, lock_folder
 from ctseg.metrics import dice_score
 from ctseg.model import predict_squares
 from ctseg.postprocess import PostProcess, make_mask, make_probability, postprocess_mask
@@ -41,15 +41,16 @@ def predict_masks(
 
 def write_masks(predictions: Iterable[tuple[str, np.ndarray]], folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Write each mask as `folder/<image_id>.png`, 0 and 255, and pass it on."""
-    for image_id, mask in predictions:
-        with atomic_path(folder / f"{image_id}.png") as partial:
-            Image.fromarray(mask).convert("L").save(partial)
-        yield image_id, mask
+    with lock_folder(folder):
+        for image_id, mask in predictions:
+            with atomic_path(folder / f"{image_id}.png") as partial:
+                Image.fromarray(mask).convert("L").save(partial)
+            yield image_id, mask
 
 
 def score_masks(folder: Path, truths: Path) -> dict[str, float]:
     """Dice of every `<image_id>.png` of `folder` with its namesake in `truths`, {image_id: Dice}."""
-    return {path.stem: dice_score(read_mask(path), read_mask(truths / path.name)) for path in sorted(folder.glob("*.png"))}
+    return {path.stem: dice_score(read_mask(path), read_mask(truths / path.name)) for path in sorted(folder.glob("[!.]*.png"))}
 
 
 def write_oof(path: Path, model: nn.Module, validation: Squares, *, tta: str = "none") -> None:

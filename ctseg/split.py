@@ -10,9 +10,7 @@ from ctseg.data import Squares
 
 def group_duplicates(squares: Squares) -> np.ndarray:
     """Return a group number for each case (N,): near-duplicates, and what they are duplicates of, share one."""
-    thumbnails = np.array(
-        [make_thumbnail(image.permute(1, 2, 0).numpy()[frame.window]) for image, frame in zip(squares.images, squares.frames)]
-    )
+    thumbnails = [make_thumbnail(image.permute(1, 2, 0).numpy()[frame.window]) for image, frame in zip(squares.images, squares.frames)]
     pairs = np.array(find_duplicates(thumbnails)).reshape(-1, 2)
     graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(squares), len(squares)))
     return connected_components(graph, directed=False)[1]

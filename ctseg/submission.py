@@ -1,12 +1,13 @@
 """The file that is submitted: `ID,Mask` with run-length codes, refused unless it is complete and fits the images."""
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ctseg.data import Case, read_size
+from ctseg.data import Case, find_files, read_mask, read_size
 from ctseg.files import atomic_path
 
 COLUMNS = ["ID", "Mask"]
@@ -80,17 +81,43 @@ def write_submission(path: Path, predictions: Iterable[tuple[str, np.ndarray]], 
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Read the rows of a submission; ValueError if the columns are not `ID,Mask`."""
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
-            raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {COLUMNS}, without a byte-order mark")
-        csv.field_size_limit(2**31 - 1)
-        rows = list(reader)
+    """Read the rows of a submission; ValueError if it is not UTF-8 with the columns `ID,Mask`, as `write_submission` writes it."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}; write it again with notebook 04") from None
+    if text.startswith("\ufeff") or "\r" in text:
+        found = "a byte-order mark" if text.startswith("\ufeff") else "Windows line ends"
+        raise ValueError(f"{path} has {found}, as spreadsheets and editors leave; expected none; write it again with notebook 04")
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if reader.fieldnames != COLUMNS:
+        raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {COLUMNS}")
+    rows = list(reader)
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise ValueError(f"{path}, row {number} has not two columns; expected {','.join(COLUMNS)}")
     return rows
+
+
+def check_known_codes(root: Path) -> None:
+    """Check run-length codes of training masks that lie beside the data: `*.csv` with `ID,Mask` in `root` or in the folder above.
+
+    Ids that are no training image are passed over, as those of a sample submission are.
+
+    Raises:
+        ValueError: a code is that of its mask in column-major order, or of another mask; submissions would be written in a wrong order.
+    """
+    masks = {stem: paths[0] for stem, paths in find_files(root / "Train" / "Mask").items()}
+    for path in sorted([*root.glob("*.csv"), *root.parent.glob("*.csv")]):
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if row["ID"] in masks] if reader.fieldnames == COLUMNS else []
+        for row in rows:
+            mask = read_mask(masks[row["ID"]])
+            if row["Mask"] != encode_rle(mask):
+                what = "its mask in column-major order" if row["Mask"] == encode_rle(mask, "F") else "another mask"
+                raise ValueError(f"{path}, ID {row['ID']}: the run-length code is that of {what}; expected row-major order, starts from 1")
 
 
 def check_submission(path: Path, cases: Sequence[Case]) -> None:
@@ -106,7 +133,8 @@ def check_submission(path: Path, cases: Sequence[Case]) -> None:
     wrong = sorted(set(ids) ^ expected.keys())
     if duplicate or wrong:
         found = f"duplicate ids {duplicate[:5]}, missing or unknown ids {wrong[:5]} ({len(wrong)})"
-        raise ValueError(f"{path}: {found}; expected each of {len(expected)} test images once")
+        hint = " (was it saved by a spreadsheet, which takes ids for numbers?)" if set(ids) - expected.keys() else ""
+        raise ValueError(f"{path}: {found}; expected each of {len(expected)} test images once{hint}; write it again with notebook 04")
     for row in rows:
         try:
             decode_rle(row["Mask"], read_size(expected[row["ID"]].image))

@@ -52,7 +52,7 @@ def train_model(
         seed: every random draw is keyed by it and by epoch and batch, so a resumed run draws what an unbroken one does.
 
     Raises:
-        FloatingPointError: the loss is no longer finite; the last checkpoint is intact.
+        FloatingPointError: the loss is no longer finite; the images of the batch are named, the last checkpoint is intact.
         RuntimeError: another process trains in this folder.
         TimeoutError: training took half as long again as the budget, and a minute, and is not at its end; the last checkpoint is intact.
     """
@@ -65,6 +65,7 @@ def train_model(
         learner.set_schedule(schedule, total_steps)
         if checkpoint:
             learner.load_state_dict(checkpoint["learner"])
+            write_csv(history, folder / "history.csv")  # the process may have been killed between the two files
 
         steps_per_epoch = math.ceil(len(train) / batch_size)
         n_epochs = math.ceil(total_steps / steps_per_epoch)
@@ -155,18 +156,30 @@ class Learner:
 
 def train_one_epoch(learner: Learner, train: Squares, *, steps: int, batch_size: int, seed: tuple[int, ...]) -> dict:
     """Learn from `steps` batches of a fresh shuffle; return the means of Dice, BCE and combined loss, and the last learning rate."""
-    order = torch.randperm(len(train), generator=make_generator(*seed, 0))
+    batches = torch.randperm(len(train), generator=make_generator(*seed, 0)).split(batch_size)[:steps]
     torch.manual_seed(make_seed(*seed, 1))  # dropout draws from the global generator
     losses = []
-    for batch, indices in enumerate(tqdm(order.split(batch_size)[:steps], leave=False, disable=not is_interactive())):
+    for batch, indices in enumerate(tqdm(batches, leave=False, disable=not is_interactive())):
         lr = learner.scheduler.get_last_lr()[0]
         parts = learner.step(train.images[indices], train.targets[indices], make_generator(*seed, 2, batch))
         learner.scheduler.step()
         losses.append(torch.stack(parts).detach())
-    loss, bce, dice_loss = torch.stack(losses).mean(dim=0).tolist()
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the training loss became {loss}; the last checkpoint is intact; lower lr (now {lr:g}) or set clip_norm")
+    losses = torch.stack(losses).cpu()  # looked at once an epoch: a look at every step would hold a GPU up
+    check_finite(learner.model, losses[:, 0], [[train.cases[index].image_id for index in indices] for indices in batches])
+    loss, bce, dice_loss = losses.mean(dim=0).tolist()
     return {"dice": 1 - dice_loss, "bce": bce, "loss": loss, "lr": lr}
+
+
+def check_finite(model: nn.Module, losses: Tensor, ids: list[list[str]]) -> None:
+    """Raise FloatingPointError, naming the images of the first bad batch, unless each step's loss (N,) and the weights are finite."""
+    bad = (~losses.isfinite()).nonzero().flatten().tolist()
+    if not bad and not all(values.isfinite().all() for values in model.state_dict().values()):
+        bad = [len(losses) - 1]  # the last step's gradient, which no loss has shown yet
+    if bad:
+        raise FloatingPointError(
+            f"training is no longer finite, with a loss of {losses[bad[0]]:g} in the batch of {', '.join(ids[bad[0]])}; the last "
+            "checkpoint is intact; look at these images, lower lr or set clip_norm"
+        )
 
 
 def evaluate_model(model: nn.Module, squares: Squares, *, threshold: float = 0.5, pictures: Path | None = None) -> np.ndarray:

@@ -102,7 +102,7 @@ table([{"fold": k, **row} for k, row in best.items()])
 
 # %%
 k, row = max(best.items())
-paths = [path for n in (1, row["epoch"]) for path in sorted((run_dir / f"fold{k}" / "val_outputs" / f"epoch_{n}").glob("*.png"))]
+paths = [path for n in (1, row["epoch"]) for path in sorted((run_dir / f"fold{k}" / "val_outputs" / f"epoch_{n}").glob("[!.]*.png"))]
 plot_cases([np.asarray(Image.open(path)) for path in paths], titles=[f"{path.parent.name}: {path.stem}" for path in paths], columns=4)
 
 # %% [markdown]

@@ -174,7 +174,7 @@ LABELS[5:20, 25:35] = 2
         ((SOFT == 255) * np.uint8(7), "two values", 169),
         ((SOFT == 255) * np.uint16(65535), "two values", 169),
         (SOFT, "anti-aliased", 169),
-        (np.full((30, 40), 255, np.uint8), "0/255", 1200),
+        (np.full((30, 40), 255, np.uint8), "full", 1200),
     ],
 )
 def test_every_kind_of_mask_is_told_apart_and_read(tmp_path, values, kind, area):
@@ -213,8 +213,8 @@ def test_a_copy_is_found_within_train_and_across_to_test(tiny):
     write_pair(tiny, "copy", np.asarray(Image.open(tiny / "Train/Image/case_0.png")), np.zeros((30, 40), np.uint8))
     shutil.copy(tiny / "Train/Image/case_2.png", tiny / "Test/Image/again.png")
     found = problems(tiny)
-    assert found["warning", "Train/copy.png"] == "nearly the same image as Train/case_0.png"
-    assert found["warning", "Test/again.png"] == "nearly the same image as Train/case_2.png"
+    assert found["warning", "Train/Image/copy.png"] == "nearly the same image as Train/Image/case_0.png"
+    assert found["warning", "Test/Image/again.png"] == "nearly the same image as Train/Image/case_2.png"
 
 
 def test_descriptions_give_size_colour_and_area(tiny):
