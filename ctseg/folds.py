@@ -9,7 +9,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -67,8 +67,9 @@ def try_fold(train: Callable[[int], None], folder: Path, fold: int) -> Exception
     try:
         train(fold)
     except Exception as error:
-        write_text(traceback.format_exc(), record)
         print(f"FAILED: fold {fold}, {type(error).__name__}: {error} (see {record})", flush=True)
+        with suppress(OSError):  # a full disk is what may have gone wrong
+            write_text(traceback.format_exc(), record)
         return error
 
 

@@ -45,10 +45,9 @@ def decode_rle(rle: str, shape: tuple[int, int], order: str = "C") -> np.ndarray
         raise ValueError("run-length code has runs that are empty, overlap or descend; expected ascending starts from 1 and lengths from 1")
     if len(ends) and ends[-1] > size:
         raise ValueError(f"run-length code ends at pixel {ends[-1]}, but a mask of {shape} has {size}; encode at the image's own size")
-    changes = np.zeros(size + 1, np.int8)
-    changes[starts] += 1
-    changes[ends] -= 1  # where one run ends and the next begins, the two cancel out
-    return np.cumsum(changes[:-1], dtype=np.int8).astype(bool).reshape(shape, order=order)
+    edges = np.concatenate([[0], np.stack([starts, ends], axis=1).ravel(), [size]])
+    inside = np.arange(len(edges) - 1) % 2 == 1  # background and runs by turns
+    return np.repeat(inside, np.diff(edges)).reshape(shape, order=order)
 
 
 def write_submission(path: Path, predictions: Iterable[tuple[str, np.ndarray]], cases: Sequence[Case]) -> None:

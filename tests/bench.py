@@ -23,7 +23,7 @@ from ctseg.files import atomic_path, write_json
 from ctseg.folds import assign_folds, build_model, make_dataset, read_history, train_fold
 from ctseg.model import VIEWS, choose_precision, find_device, predict_squares
 from ctseg.plots import new_axes
-from ctseg.submission import encode_rle
+from ctseg.submission import decode_rle, encode_rle
 from ctseg.train import Learner, make_generator
 from ctseg.transforms import TrainTransform
 
@@ -90,10 +90,12 @@ def bench_images(config: Config) -> None:
 
 
 def bench_codes() -> None:
-    """Milliseconds to encode a mask of 12 megapixels."""
+    """Milliseconds to encode a mask of 12 megapixels, and to decode it."""
     y, x = np.mgrid[:3000, :4000]
     mask = (y - 1500) ** 2 + (x - 2000) ** 2 < 1e6 + 1e5 * np.sin(x / 50)
-    print(f"run-length code of {mask.size / 1e6:.0f} megapixels: {1000 * measure(lambda: encode_rle(mask)):.0f} ms", flush=True)
+    rle = encode_rle(mask)
+    seconds = measure(lambda: encode_rle(mask)), measure(lambda: decode_rle(rle, mask.shape))
+    print("run-length code of {:.0f} megapixels: {:.0f} ms, and back {:.0f} ms".format(mask.size / 1e6, *(1000 * s for s in seconds)), flush=True)
 
 
 def bench_training(config: Config, minutes: list[float], folder: Path) -> None:

@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def pytest_addoption(parser):
+    parser.addoption("--seed", type=int, help="of the moments at which run_kill.py kills")
     parser.addoption("--python", help="interpreter of the environment that stands in for Kaggle's (run_kernel.py)")
 
 
