@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench test-kernel kernel push output submit download sync clean
+.PHONY: help setup run doctor test test-kernel bench kill fuzz mutants kernel push output submit download sync clean
 
 PYTHON3 ?= python3
 VENV ?= .venv
@@ -34,6 +34,9 @@ run: setup ## all four notebooks on DATA (default the phantom) into runs/RUN; PR
 	    mv "runs/$(RUN)/running.ipynb" "runs/$(RUN)/$$name.ipynb"; done
 	$(VENV)/bin/python -m ctseg.report "runs/$(RUN)"
 
+doctor: setup ## what is wrong with DATA, and what to do about it
+	$(VENV)/bin/python -m ctseg.check "$(DATA)"
+
 test: setup ## the test suite
 	$(VENV)/bin/python -m pytest
 
@@ -49,6 +52,15 @@ $(VENV)-kaggle/.ctseg: tests/kaggle_image.txt | setup
 
 bench: setup ## figures of this machine: steps, images, Dice against training seconds; DATA=, PRESET=, ARGS="-p name value --minutes 1 4"
 	$(VENV)/bin/python tests/bench.py --data "$(DATA)" --preset $(PRESET) $(ARGS)
+
+kill: setup ## runs killed at 30 random moments end as if they never were; full disks; ten minutes
+	$(VENV)/bin/python -m pytest -s tests/run_kill.py
+
+fuzz: setup ## 100,000 random masks through the run-length code and back, and broken codes; a minute
+	$(VENV)/bin/python -m pytest tests/run_fuzz.py
+
+mutants: setup ## the fast tests notice each of some fifty faults seeded into ctseg; half an hour
+	$(VENV)/bin/python tests/mutants.py
 
 kernel: setup ## one notebook for Kaggle in kaggle_kernel/; ARGS="-p name value -f best.yaml --title … --no-internet --dataset owner/slug"
 	$(VENV)/bin/python kaggle_kernel/build.py $(ARGS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ctseg.config import make_config, open_run
-from ctseg.data import load_squares
+from ctseg.data import find_cases, load_squares
 from ctseg.folds import assign_folds, find_folds, load_folds, make_dataset, train_folds
 from ctseg.metrics import dice_score
 from ctseg.postprocess import PostProcess, make_mask
@@ -71,6 +71,42 @@ def test_a_finished_fold_is_not_trained_again_even_without_its_checkpoint(phanto
         (folder / f"fold{fold}" / "last.pth").unlink()
     monkeypatch.setattr("ctseg.folds.train_model", lambda *_, **__: pytest.fail("trained again"))
     assert train_folds(config, folder) == histories
+
+
+def test_a_fold_trains_on_what_it_does_not_validate_on_with_a_seed_of_its_own(phantom, tmp_path, monkeypatch):
+    config, folder = make_run(phantom, "parts", monkeypatch, tmp_path)
+    seen = []
+    monkeypatch.setattr("ctseg.folds.train_model", lambda _, train, validation, *__, **options: seen.append((train, validation, options)))
+    monkeypatch.setattr("ctseg.folds.load_weights", lambda *_: None)
+    monkeypatch.setattr("ctseg.folds.read_history", lambda folder: [])
+    train_folds(config, folder)
+    for train, validation, _ in seen:
+        trained, validated = ({case.image_id for case in part.cases} for part in (train, validation))
+        assert not trained & validated and len(trained | validated) == 24
+    assert seen[0][2]["seed"] != seen[1][2]["seed"]
+
+
+def test_out_of_fold_predictions_are_those_of_the_weights_that_are_kept(phantom, tmp_path, monkeypatch):
+    config, folder = make_run(phantom, "kept", monkeypatch, tmp_path, n_folds=1, epochs=2, keep="best", lr=0.05)
+    scores = iter([[0.9], [0.1]])
+    monkeypatch.setattr("ctseg.train.evaluate_model", lambda *_, **__: np.array(next(scores)))
+    train_folds(config, folder)
+    (model,) = load_folds(config, folder)
+    kept = OutOfFold([folder / "fold0" / "oof.npz"], find_cases(phantom, "Train"))
+    dataset = make_dataset(config, "Train")
+    dataset.cases = kept.cases
+    again = [square for _, square, _ in predict_cases([model], dataset, tta=config.tta)]
+    assert np.abs(kept.squares / 255 - np.array(again)).max() <= 0.5 / 255 + 1e-5
+
+
+def test_a_gpu_without_the_memory_is_an_error_that_names_a_batch_size(phantom, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+
+    config, folder = make_run(phantom, "memory", monkeypatch, tmp_path)
+    monkeypatch.setattr("ctseg.folds.train_model", fail)
+    with pytest.raises(MemoryError, match="too small for batch_size 4; try -p batch_size 2 .*Tried to allocate 2.00 GiB.$"):
+        train_folds(config, folder)
 
 
 def test_a_budget_is_shared_by_folds_in_turn_and_counts_once_side_by_side(phantom, tmp_path, monkeypatch):

@@ -61,6 +61,13 @@ def test_a_backbone_is_left_in_the_mode_it_was_in_and_without_hooks():
     assert backbone.training and not any(module._forward_hooks for module in backbone.modules())
 
 
+def test_a_backbone_sees_images_as_imagenets_were_normalised():
+    encoder = make_model("mobilenet_v2", width=4).eval().encoder
+    images = torch.rand(1, 3, 64, 64)
+    normal = torchvision.transforms.functional.normalize(images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert all(torch.equal(seen, encoder.features(normal)[str(stride)]) for seen, stride in zip(encoder(images), STRIDES))
+
+
 def test_a_backbone_of_ones_own_will_do():
     layers = [nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1), nn.ReLU()) for i, o in [(3, 4), (4, 5), (5, 6), (6, 7), (7, 8)]]
     model = make_model(nn.Sequential(*layers), width=4)

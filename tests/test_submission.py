@@ -92,7 +92,9 @@ def test_a_wrong_submission_is_refused_and_the_one_before_it_stays(cases, tmp_pa
     ("text", "message"),
     [
         ("id,mask\na b,\n", "columns"),
-        ("\ufeffID,Mask\na b,\n", "columns"),
+        ("\ufeffID,Mask\na b,\n", "byte-order mark"),
+        ("ID,Mask\r\na b,\r\n", "Windows line ends"),
+        ('ID,Mask\n1,\na.b,\n"a,b",\n', "missing or unknown ids .*saved by a spreadsheet"),
         ("ID,Mask\na b,\na b,\na.b,\n", "duplicate ids"),
         ("ID,Mask\na b\n", "row 2 has not two columns"),
         ('ID,Mask\na b,1 188\na.b,\n"a,b",\n', "ID a b: .*holds 188"),

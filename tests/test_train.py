@@ -2,17 +2,18 @@ import itertools
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
 
-from ctseg.data import SegmentationDataset, find_cases, load_squares
-from ctseg.files import lock_folder, read_csv
-from ctseg.model import load_weights, make_model
-from ctseg.train import Learner, evaluate_model, make_generator, make_optimizer, one_cycle, train_model
-from ctseg.transforms import Augment, EvalTransform
+from ctseg.data import SegmentationDataset, find_cases, load_squares, read_mask
+from ctseg.files import lock_folder, read_csv, write_text
+from ctseg.model import load_weights, make_model, predict_squares
+from ctseg.train import Learner, check_finite, evaluate_model, make_generator, make_optimizer, one_cycle, train_model
+from ctseg.transforms import Augment, EvalTransform, round_trip_dice
 
 LEARNER = {"augment": Augment(flip=0.5, rotation=10), "lr": 3e-3, "weight_decay": 0.01}
 SETTINGS = {"epochs": 3, "batch_size": 4, "seed": (7, 0)}
@@ -26,7 +27,7 @@ def squares(phantom):
 def train(squares, folder, *, width=4, lr=LEARNER["lr"], **changes):
     """Train a small network on 12 squares, validate on 5 others; return it with its history."""
     torch.manual_seed(0)
-    learner = Learner(make_model(width=width, depth=2), **{**LEARNER, "lr": lr})
+    learner = Learner(make_model(width=width, depth=2, dropout=(0.3, 0.2)), **{**LEARNER, "lr": lr})
     history = train_model(learner, squares.subset(range(12)), squares.subset(range(12, 17)), folder, **{**SETTINGS, **changes})
     return learner.model, history
 
@@ -177,10 +178,36 @@ def test_the_rate_of_the_schedule_is_the_one_trained_with(squares, tmp_path):
     assert {row["lr"] for row in train(squares, tmp_path / "b", schedule="constant")[1]} == {LEARNER["lr"]}
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_intact(squares, tmp_path):
-    with pytest.raises(FloatingPointError, match="loss became"):
+def test_a_loss_that_is_not_finite_stops_naming_its_images_with_the_last_checkpoint_intact(squares, tmp_path):
+    with pytest.raises(FloatingPointError, match="loss of nan in the batch of train_0.., train_0.., train_0.., train_0..;"):
         train(squares, tmp_path, lr=1e30, schedule="constant")
     assert not (tmp_path / "best_unet_model.pth").exists()
+
+
+def test_weights_that_the_last_step_broke_are_not_saved(squares):
+    model = make_model(width=4, depth=2)
+    check_finite(model, torch.ones(2), [["a"], ["b", "c"]])
+    with torch.no_grad():
+        model.head.bias[0] = torch.inf
+    with pytest.raises(FloatingPointError, match="loss of 1 in the batch of b, c; the last checkpoint is intact"):
+        check_finite(model, torch.ones(2), [["a"], ["b", "c"]])
+
+
+def test_a_history_that_a_kill_left_behind_the_checkpoint_catches_up(squares, tmp_path):
+    _, history = train(squares, tmp_path)
+    expected = (tmp_path / "history.csv").read_text()
+    (tmp_path / "history.csv").write_text("".join(expected.splitlines(keepends=True)[:-1]))
+    (tmp_path / ".partial-1-last.pth").write_bytes(b"half")
+    assert train(squares, tmp_path)[1] == history
+    assert (tmp_path / "history.csv").read_text() == expected and not list(tmp_path.glob(".partial*"))
+
+
+def test_what_cannot_be_written_is_an_error_that_says_so_and_replaces_nothing(tmp_path, monkeypatch):
+    write_text("before", tmp_path / "a.txt")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="cannot write .*a.txt: .*No space left on device; free space"):
+        write_text("after", tmp_path / "a.txt")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
 def test_a_folder_has_one_writer(squares, tmp_path):
@@ -199,6 +226,35 @@ def test_validation_is_per_image_at_native_size_and_does_not_depend_on_the_order
     scores = evaluate_model(model, squares.subset(range(6)))
     backwards = evaluate_model(model, squares.subset(range(5, -1, -1)))
     assert scores.shape == (6,) and np.allclose(scores, backwards[::-1], atol=1e-4)
+
+
+def test_validation_scores_each_image_by_itself_after_the_way_back(squares):
+    some = squares.subset(range(4))
+
+    class Known(torch.nn.Module):
+        """Its probabilities are the soft targets: what a perfect network would give."""
+
+        def __init__(self):
+            super().__init__()
+            self.anything = torch.nn.Parameter(torch.zeros(1))  # says on which device it is
+
+        def forward(self, images):
+            return torch.logit(some.targets.float() / 255, eps=1e-6)
+
+    expected = [round_trip_dice(read_mask(case.mask), 32) for case in some.cases]
+    assert evaluate_model(Known(), some).tolist() == pytest.approx(expected, abs=1e-3)
+    assert len(set(expected)) == 4
+
+
+def test_the_size_of_the_evaluation_batch_does_not_matter(squares, monkeypatch):
+    torch.manual_seed(0)
+    model = make_model(width=4, depth=2)
+    monkeypatch.setattr("ctseg.model.choose_precision", lambda device: torch.float32)
+    means = []
+    for size in (1, 3, 16):
+        monkeypatch.setattr("ctseg.train.predict_squares", partial(predict_squares, batch_size=size))
+        means.append(evaluate_model(model, squares).mean())
+    assert np.ptp(means) < 1e-4
 
 
 def test_random_streams_of_folds_epochs_and_batches_differ():

@@ -1,0 +1,140 @@
+"""`make mutants`: faults that cost people contests, seeded into `ctseg` one at a time; the fast tests have to notice each.
+
+A fault is (what it is, file, text, the text in its place). The tests of the file's own module come first and stop at the first failure.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TESTS = ("submission", "losses_metrics", "transforms", "postprocess", "model", "config", "data", "train", "folds", "check")
+FIRST = {"submission": "submission", "losses": "losses_metrics", "metrics": "losses_metrics", "split": "data", "files": "train", "predict": "folds"}
+FAULTS = [
+    ("RLE off by one", "submission", "np.stack([starts + 1, ends - starts]", "np.stack([starts, ends - starts]"),
+    ("RLE column-major", "submission", "dtype=bool).ravel(order=order)", 'dtype=bool).ravel(order="F")'),
+    ("RLE of overlapping runs accepted", "submission", " or np.any(starts[1:] < ends[:-1])", ""),
+    ("a missing id submitted", "submission", "if duplicate or wrong:", "if duplicate:"),
+    (
+        "mask resized by nearest from the corner", "transforms",
+        "np.round(255 * average_area(mask, frame.resized_size))",
+        "255 * mask[np.ix_(*[np.arange(n) * m // n for n, m in zip(frame.resized_size, mask.shape)])]",
+    ),
+    ("image flipped without its mask", "transforms", "images, targets = moved[:, :3], moved[:, 3:]", "images, targets = moved[:, :3].flip(3), moved[:, 3:]"),
+    (
+        "soft target thresholded early", "transforms",
+        "np.round(255 * average_area(mask, frame.resized_size))", "255 * (average_area(mask, frame.resized_size) > 0.5)",
+    ),
+    ("way back off by a pixel", "transforms", "slice(start, start + size) for", "slice(start + 1, start + size + 1) for"),
+    ("way back by nearest", "transforms", "self.original_size[::-1], Image.Resampling.BILINEAR", "self.original_size[::-1], Image.Resampling.NEAREST"),
+    ("height and width exchanged", "transforms", "frame = make_frame(original_size or", "frame = make_frame((original_size or ())[::-1] or"),
+    ("images twice as bright", "transforms", "return squares.float() / 255", "return squares.float() / 128"),
+    (
+        "threshold before the resize, in prediction", "postprocess",
+        "make_probability(square, frame, chosen.smoothing) > chosen.threshold, chosen)",
+        "make_probability((square > chosen.threshold).astype(np.float32), frame) > 0.5, chosen)",
+    ),
+    (
+        "threshold before the resize, in validation", "train",
+        "squares.frames[index].undo(probabilities[index]) > threshold",
+        "squares.frames[index].undo((probabilities[index] > threshold).astype(np.float32)) > 0.5",
+    ),
+    ("train/validation leak", "folds", "for part in (fold_of_case != fold, fold_of_case == fold)", "for part in (fold_of_case >= 0, fold_of_case == fold)"),
+    ("near-duplicates split", "split", "areas, groups = squares.areas, group_duplicates(squares)", "areas, groups = squares.areas, np.arange(len(squares))"),
+    ("mirrored duplicates split", "check", "for step in (1, -1):", "for step in (1,):"),
+    ("BGR for RGB", "data", 'return np.asarray(upright.convert("RGB"))', 'return np.asarray(upright.convert("RGB"))[..., ::-1]'),
+    ("EXIF rotation ignored", "data", "upright = ImageOps.exif_transpose(image)", "upright = image"),
+    ("masks paired by order, not by stem", "data", "Case(stem, paths[0], masks[stem][0])", "Case(stem, paths[0], masks.popitem()[1][0])"),
+    ("0/1 masks read as empty", "data", "return values > values.max() / 2", "return values > 127"),
+    ("scheduler stepped once an epoch", "train", "        learner.scheduler.step()\n", "        batch or learner.scheduler.step()\n"),
+    ("last weights used as best", "train", 'if keep == "last" or row', "if True or row"),
+    ("best weights used as last", "train", 'if keep == "last" or row', "if row"),
+    ("gradients added up", "train", "        self.optimizer.zero_grad(set_to_none=True)\n", ""),
+    ("norms and biases decayed", "train", "if p.ndim > 1]", "if p.ndim > 0]"),
+    ("resume without the state of the optimiser", "train", '"model", "optimizer", "scaler", "scheduler")', '"model", "scaler", "scheduler")'),
+    ("resume without the schedule's place", "train", '"model", "optimizer", "scaler", "scheduler")', '"model", "optimizer", "scaler")'),
+    ("resume without RNG: augmentation", "train", "make_generator(*seed, 2, batch))", "torch.default_generator)"),
+    ("resume without RNG: dropout", "train", "    torch.manual_seed(make_seed(*seed, 1))  # dropout draws from the global generator\n", ""),
+    ("epochs share their augmentation", "train", "seed=(*seed, epoch))", "seed=seed)"),
+    ("folds share their augmentation", "folds", "seed=(config.seed, fold),", "seed=(config.seed,),"),
+    ("broken weights saved", "train", "if not bad and not all(", "if not bad and False and not all("),
+    (
+        "Dice over the batch instead of per image", "train",
+        "    return np.array(list(map_threads(score, range(len(squares)))))",
+        "    return np.full(len(squares), np.mean(list(map_threads(score, range(len(squares))))))",
+    ),
+    ("empty mask scored 0", "metrics", "if total else 1.0", "if total else 0.0"),
+    ("Dice of the intersection over the union", "metrics", "return 2 * np.count_nonzero(pred_mask & truth)", "return np.count_nonzero(pred_mask & truth)"),
+    ("BCE and Dice weights exchanged", "losses", "self.bce_weight * bce + (1 - self.bce_weight) * dice_loss", "(1 - self.bce_weight) * bce + self.bce_weight * dice_loss"),
+    ("TTA not flipped back", "model", "predict(seen.flip(3)).flip(2)", "predict(seen.flip(3))"),
+    ("prediction in training mode", "model", "    model.eval()\n\n    def predict", "    model.train()\n\n    def predict"),
+    ("no ImageNet normalisation", "model", "        images = (images - self.mean) / self.std\n", ""),
+    ("weights of the classifier's file not loaded", "model", "    part.load_state_dict({name: state[name] for name in expected})\n", ""),
+    ("test ids in another order than their masks", "predict", "zip((dataset.cases[index] for index in indices), mean", "zip((dataset.cases[index] for index in reversed(indices)), mean"),
+    ("average of masks instead of probabilities", "predict", "torch.stack([predict_squares(model, batch, tta=tta) for", "torch.stack([(predict_squares(model, batch, tta=tta) > 0.5).float() for"),
+    ("out-of-fold predictions of the last weights", "folds", '        load_weights(learner.model, folder / "best_unet_model.pth")\n', ""),
+    ("post-processing applied though it hurt", "postprocess", "        if not helpful:\n            return start", "        if not helpful:\n            return replace(start, keep_largest_component=True)"),
+    ("a choice scored on the cases that made it", "postprocess", "choose_postprocess(score, start, parts != part)", "choose_postprocess(score, start, parts == part)"),
+    ("two writers in a folder", "files", "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+    ("other settings in an existing run", "config", "    if differing:", "    if False:"),
+]  # fmt: skip
+
+
+def run_tests(folder: Path, names: list[str], seconds: float) -> tuple[bool, str]:
+    """Run the tests of `names` in a copy of the repository; return whether they passed, and the test that failed."""
+    files = [f"tests/test_{name}.py" for name in names]
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files]
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return False, "(it hung)"
+    failed = [line.split(" ")[1].rpartition("::")[2] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode == 0, (failed or ["(it could not be imported)" if done.returncode else ""])[0]
+
+
+def try_fault(fault: tuple[str, str, str, str] | None, seconds: float = 600) -> tuple[bool, str]:
+    """Seed one fault (None: none) into a copy and run the tests on it, as `run_tests` does."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "clone"
+        for name in ("ctseg", "tests", "notebooks", "kaggle_kernel"):
+            shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "ctseg.ipynb"))
+        shutil.copy(REPOSITORY / "pyproject.toml", folder)
+        names = list(TESTS)
+        if fault:
+            what, module, text, instead = fault
+            path = folder / "ctseg" / f"{module}.py"
+            source = path.read_text()
+            if source.count(text) != 1:
+                raise SystemExit(f"{what}: {text!r} stands {source.count(text)} times in {path.name}; expected once; mend tests/mutants.py")
+            path.write_text(source.replace(text, instead))
+            first = FIRST.get(module, module)
+            names = [first, *(name for name in names if name != first)]
+        return run_tests(folder, names, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="faults whose name holds this text")
+    faults = [fault for fault in FAULTS if parser.parse_args().only in fault[0]]
+    started = time.monotonic()
+    passed, failed = try_fault(None)
+    if not passed:
+        sys.exit(f"the tests fail without any fault: {failed}")
+    survivors = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for fault, (passed, failed) in zip(faults, pool.map(try_fault, faults)):
+            print(f"{'SURVIVED' if passed else 'caught':9} {fault[0]:50} {failed}", flush=True)
+            survivors += [fault[0]] if passed else []
+    print(f"{len(faults) - len(survivors)} of {len(faults)} faults caught, {(time.monotonic() - started) / 60:.0f} minutes")
+    sys.exit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
