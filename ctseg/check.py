@@ -94,7 +94,7 @@ def round_trips(case: Case, target_size: int) -> tuple[float, float]:
 def check_dataset(root: str | Path) -> list[dict]:
     """Report every problem of a data set as rows of severity, file, problem and remedy; no row means that nothing was found.
 
-    An "error" stops training or prediction until it is mended, a "warning" is read in a way that the remedy states, a "note" is passed over.
+    An "error" stops training or prediction until it is mended; a "warning" is read as its remedy states; a "note" needs no mending.
     """
     root, rows, thumbnails, masks, gains = Path(root), check_strays(Path(root)), {}, {}, {}
     for part in ("Train", "Test"):
@@ -208,7 +208,7 @@ def check_header(path: Path, name: str) -> list[dict]:
 
 
 def check_mask(case: Case, size: tuple[int, int] | None) -> tuple[list[dict], np.ndarray | None]:
-    """Find what is wrong with a case's mask, whose image is `size` (H, W), None if unknown; also return it, bool (H, W), if it can be read."""
+    """Find what is wrong with the mask of a case whose image is `size` (H, W), if known; also return it, bool (H, W), if it can be read."""
     name = "/".join(case.mask.parts[-3:])
     try:
         values = read_mask_values(case.mask)

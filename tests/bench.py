@@ -95,7 +95,10 @@ def bench_codes() -> None:
     mask = (y - 1500) ** 2 + (x - 2000) ** 2 < 1e6 + 1e5 * np.sin(x / 50)
     rle = encode_rle(mask)
     seconds = measure(lambda: encode_rle(mask)), measure(lambda: decode_rle(rle, mask.shape))
-    print("run-length code of {:.0f} megapixels: {:.0f} ms, and back {:.0f} ms".format(mask.size / 1e6, *(1000 * s for s in seconds)), flush=True)
+    print(
+        "run-length code of {:.0f} megapixels: {:.0f} ms, and back {:.0f} ms".format(mask.size / 1e6, *(1000 * s for s in seconds)),
+        flush=True,
+    )
 
 
 def bench_training(config: Config, minutes: list[float], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`make fuzz`: the run-length codes of 100,000 random masks against an implementation that shares nothing with the kit's, and broken codes."""
+"""`make fuzz`: run-length codes of 100,000 random masks against an implementation that shares nothing with the kit's; broken codes."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""`make test-kernel`: the kernel's text as Kaggle's server received it, and nothing else, run by Kaggle's versions of papermill and Jupyter.
+"""`make test-kernel`: the kernel's text as the server received it, and nothing else, run by Kaggle's versions of papermill and Jupyter.
 
 `--python` names the interpreter of that environment, in which `ctseg` is not installed.
 """

@@ -133,7 +133,9 @@ DAMAGE = {
         lambda r: [save(r, f"Train/Mask/{p.name}", 255 - draw(r, f"Train/Mask/{p.name}")) for p in (r / "Train/Mask").iterdir()],
         "warning", "Train/Mask", "most masks are foreground along the edge",
     ),
-    "three values": (lambda r: save(r, MASK, draw(r) // 2 + np.uint8(60) * (np.indices(draw(r).shape)[0] < 40)), "error", MASK, "several labels"),
+    "three values": (
+        lambda r: save(r, MASK, draw(r) // 2 + np.uint8(60) * (np.indices(draw(r).shape)[0] < 40)), "error", MASK, "several labels",
+    ),
     "anti-aliased": (
         lambda r: save(r, MASK, np.asarray(Image.fromarray(draw(r)[::2, ::2].copy()).resize(draw(r).shape[::-1]))),
         "warning", MASK, "anti-aliased",
@@ -171,7 +173,9 @@ DAMAGE = {
     "a copy in Test": (lambda r: copy(r, IMAGE, "Test/Image/zz.jpg"), "warning", "Test/Image/zz.jpg", "do not count on its score"),
     "unicode in a name": (lambda r: (r / TEST).rename(r / "Test/Image/münchen.jpg"), "note", "Test/Image", "münchen"),
     "spaces in a name": (lambda r: (r / TEST).rename(r / "Test/Image/a b.jpg"), "note", "Test/Image", "a b"),
-    "a comma and a line break in a name": (lambda r: (r / TEST).rename(r / "Test/Image/a,\nb.jpg"), "note", "Test/Image", "unusual characters"),
+    "a comma and a line break in a name": (
+        lambda r: (r / TEST).rename(r / "Test/Image/a,\nb.jpg"), "note", "Test/Image", "unusual characters",
+    ),
     "a name like a number": (lambda r: (r / TEST).rename(r / "Test/Image/00012.jpg"), "note", "Test/Image", "a spreadsheet would take"),
     "hidden files": (lambda r: copy(r, MASK, "Train/Mask/._train_003.png"), "note", "Train/Mask", "passed over: ._train_003.png"),
     "__MACOSX": (lambda r: shutil.copytree(r / "Test/Image", r / "Train/Image/__MACOSX"), "note", "Train/Image", "__MACOSX"),
