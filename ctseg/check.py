@@ -3,7 +3,8 @@
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ctseg.data import (
     EXIF_ORIENTATION,
     IMAGE_SUFFIXES,
     Case,
+    abridge,
     describe_mask,
     find_data_root,
     find_files,
@@ -112,7 +114,7 @@ def check_dataset(root: str | Path) -> list[dict]:
                 masks[f"Train/Mask/{case.mask.name}"] = mask
                 gains[f"Train/Mask/{case.mask.name}"] = gain
     rows += check_duplicates(thumbnails) + check_inverted(masks) + check_shifts(gains) + check_codes(root)
-    return sorted(rows, key=lambda row: (row["severity"], row["file"]))
+    return merge_rows(rows)
 
 
 def problem(severity: str, file: str, what: str, remedy: str) -> dict:
@@ -120,10 +122,16 @@ def problem(severity: str, file: str, what: str, remedy: str) -> dict:
     return {"severity": severity, "file": file, "problem": what, "remedy": remedy}
 
 
-def some(names: Iterable[str]) -> str:
-    """The first five names and the count."""
-    names = sorted(names)
-    return f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''} ({len(names)})"
+def merge_rows(rows: Sequence[dict]) -> list[dict]:
+    """Sort rows by severity, and join those that say the same of more than five files of a folder."""
+    alike = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (["error", "warning", "note"].index(row["severity"]), row["file"])):
+        alike[row["severity"], str(Path(row["file"]).parent), row["problem"], row["remedy"]].append(row)
+    merged = []
+    for (severity, folder, what, remedy), group in alike.items():
+        names = abridge(Path(row["file"]).name for row in group)
+        merged += group if len(group) <= 5 else [problem(severity, folder, f"{what}: {names}", remedy)]
+    return merged
 
 
 def check_strays(root: Path) -> list[dict]:
@@ -132,7 +140,7 @@ def check_strays(root: Path) -> list[dict]:
     for folder in (root / "Train" / "Image", root / "Train" / "Mask", root / "Test" / "Image"):
         used = {path for paths in find_files(folder).values() for path in paths}
         if strays := [path.name for path in folder.glob("*") if path not in used]:
-            rows.append(problem("note", "/".join(folder.parts[-2:]), f"passed over: {some(strays)}", "remove it, or convert it to PNG"))
+            rows.append(problem("note", "/".join(folder.parts[-2:]), f"passed over: {abridge(strays)}", "remove it, or convert it to PNG"))
     return rows
 
 
@@ -143,10 +151,10 @@ def check_names(folder: str, found: Mapping[str, list[Path]]) -> list[dict]:
     twice = [paths for paths in found.values() if len(paths) > 1]
     rows = [problem("error", f"{folder}/{paths[1].name}", f"same stem as {paths[0].name}", "remove one of them") for paths in twice]
     if odd := [stem for stem in found if not re.fullmatch(r"[\w.-]+", stem, re.ASCII)]:
-        rows.append(problem("note", folder, f"names with spaces or unusual characters: {some(odd)}", "kept as they are"))
+        rows.append(problem("note", folder, f"names with spaces or unusual characters: {abridge(odd)}", "kept as they are"))
     if fragile := [stem for stem in found if re.fullmatch(r"0\d+|\d+[eE]\d+|\d+-\d+(-\d+)?", stem)]:
         remedy = "do not open the submission in one"
-        rows.append(problem("note", folder, f"names that a spreadsheet would take for numbers or dates: {some(fragile)}", remedy))
+        rows.append(problem("note", folder, f"names that a spreadsheet would take for numbers or dates: {abridge(fragile)}", remedy))
     return rows
 
 

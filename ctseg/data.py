@@ -99,10 +99,16 @@ def find_cases(root: Path, part: str) -> list[Case]:
 
 
 def refuse(what: str, names: Iterable[str]) -> None:
-    """Raise a ValueError that names the first five and the count, if there are any."""
-    names = sorted(names)
+    """Raise a ValueError with the names, if there are any."""
+    names = list(names)
     if names:
-        raise ValueError(f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''} ({len(names)}); add or remove files, see 01_eda")
+        raise ValueError(f"{what}: {abridge(names)}; add or remove files, see 01_eda")
+
+
+def abridge(names: Iterable[str]) -> str:
+    """The first five names in order, and the count."""
+    names = sorted(names)
+    return f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''} ({len(names)})"
 
 
 @contextmanager

@@ -207,6 +207,17 @@ def test_what_is_no_error_does_not_stop_a_run(root, kind):
     assert len(load_squares(SegmentationDataset(find_cases(root, "Train"), EvalTransform(32)))) >= 12
 
 
+def test_what_is_said_of_many_files_is_said_once_errors_first(root):
+    for path in (root / "Train" / "Mask").iterdir():
+        save(root, f"Train/Mask/{path.name}", draw(root, f"Train/Mask/{path.name}") // 255 * 254)
+    (root / "Test" / "Image" / "x.dcm").write_bytes(b"")
+    cut(root, TEST, 0.5)
+    rows = check_dataset(root)
+    assert [row["severity"] for row in rows] == ["error", "warning", "note"]
+    assert rows[1]["file"] == "Train/Mask" and rows[1]["problem"].startswith("two values: [0, 254]: train_000.png, train_001.png,")
+    assert rows[1]["problem"].endswith("… (16)")
+
+
 def test_agreeing_codes_and_a_sample_submission_raise_nothing(root):
     (root / "sample_submission.csv").write_text("ID,Mask\ntest_000,1 1\n")
     (root / "other.csv").write_text("a,b\n1,2\n")
