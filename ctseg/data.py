@@ -174,7 +174,9 @@ def find_window(cases: Sequence[Case], low: float | None = None, high: float | N
                 samples.append(values[:: max(1, values.size // 10_000)])
     if not samples:
         return None
-    percentiles = np.nanpercentile(np.concatenate(samples), [0.5, 99.5])
+    values = np.concatenate(samples)
+    values = values[np.isfinite(values)]
+    percentiles = np.percentile(values, [0.5, 99.5]) if len(values) else (0.0, 1.0)  # an image of no numbers is refused when it is read
     return float(percentiles[0] if low is None else low), float(percentiles[1] if high is None else high)
 
 

@@ -8,6 +8,7 @@ from ctseg.config import make_config, open_run
 from ctseg.data import find_cases, load_squares
 from ctseg.folds import assign_folds, find_folds, load_folds, make_dataset, train_folds
 from ctseg.metrics import dice_score
+from ctseg.model import predict_squares
 from ctseg.postprocess import PostProcess, make_mask
 from ctseg.predict import OutOfFold, predict_cases, predict_masks, write_oof
 from ctseg.report import write_summary
@@ -164,6 +165,16 @@ def test_a_plain_threshold_scores_as_training_did(run, tmp_path):
     write_oof(tmp_path / "oof.npz", model, own)
     again = OutOfFold([tmp_path / "oof.npz"], squares.cases).score([plain])[plain]
     assert np.allclose(again, evaluate_model(model, own), atol=0.01)
+
+
+def test_each_test_image_gets_its_own_prediction(run):
+    config, folder = run
+    dataset, (model, _) = make_dataset(config, "Test"), load_folds(config, folder)
+    predictions = list(predict_cases([model], dataset, batch_size=3))
+    assert [case for case, _, _ in predictions] == dataset.cases
+    for index, (_, square, frame) in enumerate(predictions):
+        own, _, own_frame = dataset[index]
+        assert np.allclose(square, predict_squares(model, own[None])[0], atol=0.01) and frame == own_frame
 
 
 def test_test_masks_are_of_the_mean_probability_and_of_the_images_size(run):

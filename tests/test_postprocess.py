@@ -73,6 +73,14 @@ def test_the_probability_is_smoothed_in_the_square_and_cut_at_full_size():
     assert mask.shape == (32, 32) and np.array_equal(mask, make_probability(square, frame) > 0.25)
 
 
+def test_the_threshold_comes_after_the_way_back():
+    square = np.tile(np.linspace(0, 1, 16, dtype=np.float32), (16, 1))
+    frame = make_frame((64, 64), 16)
+    mask = make_mask(square, frame, PostProcess(threshold=0.32))
+    early = frame.undo((square > 0.32).astype(np.float32)) > 0.5
+    assert np.array_equal(mask, frame.undo(square) > 0.32) and not np.array_equal(mask, early)
+
+
 def test_a_way_of_post_processing_reads_as_what_it_does():
     assert str(PLAIN) == "threshold 0.5"
     assert str(PostProcess(0.01, 0.45, True, min_area=0.002)) == "threshold 0.45 + smoothing 0.01 + fill_holes + min_area 0.002"

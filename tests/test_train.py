@@ -65,6 +65,14 @@ def test_each_epoch_leaves_a_row_pictures_and_the_best_weights(squares, tmp_path
     assert evaluate_model(model, squares.subset(range(12, 17))).mean() == pytest.approx(best["val_dice"], abs=1e-6)
 
 
+@pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
+def test_the_weights_of_the_best_or_of_the_last_epoch_are_kept(squares, tmp_path, monkeypatch, keep, epoch):
+    scores = iter([[0.3], [0.9], [0.5]])
+    monkeypatch.setattr("ctseg.train.evaluate_model", lambda *_, **__: np.array(next(scores)))
+    train(squares, tmp_path, keep=keep)
+    assert torch.load(tmp_path / "best_unet_model.pth", weights_only=True)["epoch"] == epoch
+
+
 def test_the_last_weights_are_kept_where_they_are_asked_for(squares, tmp_path):
     model, history = train(squares, tmp_path, keep="last", lr=0.05, schedule="constant")
     kept = torch.load(tmp_path / "best_unet_model.pth", weights_only=True)
@@ -255,6 +263,14 @@ def test_the_size_of_the_evaluation_batch_does_not_matter(squares, monkeypatch):
         monkeypatch.setattr("ctseg.train.predict_squares", partial(predict_squares, batch_size=size))
         means.append(evaluate_model(model, squares).mean())
     assert np.ptp(means) < 1e-4
+
+
+def test_no_two_steps_of_all_epochs_and_folds_draw_the_same_augmentation(squares, tmp_path, monkeypatch):
+    seeds, step = [], Learner.step
+    monkeypatch.setattr(Learner, "step", lambda self, *batch: seeds.append(batch[-1].initial_seed()) or step(self, *batch))
+    for fold in (0, 1):
+        train(squares, tmp_path / str(fold), seed=(7, fold))
+    assert len(seeds) == len(set(seeds)) == 2 * 3 * 3
 
 
 def test_random_streams_of_folds_epochs_and_batches_differ():
