@@ -59,7 +59,7 @@ kill: setup ## runs killed at 30 random moments end as if they never were; full 
 fuzz: setup ## 100,000 random masks through the run-length code and back, and broken codes; a minute
 	$(VENV)/bin/python -m pytest tests/run_fuzz.py
 
-mutants: setup ## the fast tests notice each of some fifty faults seeded into ctseg; half an hour
+mutants: setup ## the fast tests notice each of some fifty faults seeded into ctseg; ten minutes
 	$(VENV)/bin/python tests/mutants.py
 
 kernel: setup ## one notebook for Kaggle in kaggle_kernel/; ARGS="-p name value -f best.yaml --title … --no-internet --dataset owner/slug"
