@@ -174,7 +174,7 @@ def mounted(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("mounting takes root")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # the test still stands in it
 
 
 def test_a_full_disk_is_a_clear_error_and_the_checkpoint_before_it_intact(home, phantom, mounted, monkeypatch):
