@@ -304,7 +304,8 @@ def check_inverted(masks: Mapping[str, np.ndarray]) -> list[dict]:
         remedy = "invert them if they are inverted"
         rows.append(problem("warning", "Train/Mask", "most masks are foreground along the edge of the image", remedy))
     remedy = "look at it in notebook 01; invert it if it is inverted"
-    odd = [name for name, mask in masks.items() if normalise(mask) @ normalise(average) < INVERTED_CORRELATION]
+    usual = normalise(average)
+    odd = [name for name, mask in masks.items() if normalise(mask) @ usual < INVERTED_CORRELATION]
     return rows + [problem("warning", name, "foreground where other masks have background", remedy) for name in odd]
 
 
