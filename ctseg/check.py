@@ -28,7 +28,7 @@ from ctseg.data import (
     read_mask_values,
     read_size,
 )
-from ctseg.submission import check_known_codes
+from ctseg.submission import check_contest_files
 from ctseg.transforms import average_area, round_trip_dice
 
 THUMBNAIL = 24  # pixels
@@ -113,7 +113,7 @@ def check_dataset(root: str | Path) -> list[dict]:
             if mask is not None:
                 masks[f"Train/Mask/{case.mask.name}"] = mask
                 gains[f"Train/Mask/{case.mask.name}"] = gain
-    rows += check_duplicates(thumbnails) + check_inverted(masks) + check_shifts(gains) + check_codes(root)
+    rows += check_duplicates(thumbnails) + check_inverted(masks) + check_shifts(gains) + check_tables(root)
     return merge_rows(rows)
 
 
@@ -309,12 +309,13 @@ def check_inverted(masks: Mapping[str, np.ndarray]) -> list[dict]:
     return rows + [problem("warning", name, "foreground where other masks have background", remedy) for name in odd]
 
 
-def check_codes(root: Path) -> list[dict]:
-    """Find run-length codes beside the data set that do not agree with its masks."""
+def check_tables(root: Path) -> list[dict]:
+    """Find a sample submission or run-length codes beside the data set that do not agree with it."""
     try:
-        check_known_codes(root)
+        check_contest_files(root)
     except (ValueError, OSError) as error:
-        return [problem("error", "run-length codes", str(error), "encode in the order of those codes")]
+        what, _, remedy = str(error).partition("; ")
+        return [problem("error", "CSV files", what, remedy or "make it readable")]
     return []
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.data import Case, find_files, read_mask, read_size
+from ctseg.data import Case, abridge, find_files, read_mask, read_size
 from ctseg.files import atomic_path
 
 COLUMNS = ["ID", "Mask"]
@@ -99,24 +99,33 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def check_known_codes(root: Path) -> None:
-    """Check run-length codes of training masks that lie beside the data: `*.csv` with `ID,Mask` in `root` or in the folder above.
+def check_contest_files(root: Path) -> None:
+    """Check the data against what the contest gives beside it: `*.csv` in `root` or in the folder above, other tables are passed over.
 
-    Ids that are no training image are passed over, as those of a sample submission are.
+    A file with "sample" in its name is a sample submission; run-length codes of training masks may stand in any file with `ID,Mask`.
 
     Raises:
-        ValueError: a code is that of its mask in column-major order, or of another mask; submissions would be written in a wrong order.
+        ValueError: a sample submission of other columns or ids than the submission would have; or a code that is that of its mask in
+            column-major order, or of another mask: submissions would be written in a wrong order.
     """
     masks = {stem: paths[0] for stem, paths in find_files(root / "Train" / "Mask").items()}
     for path in sorted([*root.glob("*.csv"), *root.parent.glob("*.csv")]):
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = csv.DictReader(file)
-            rows = [row for row in reader if row["ID"] in masks] if reader.fieldnames == COLUMNS else []
+            rows = list(reader) if reader.fieldnames == COLUMNS else []
+        if "sample" in path.name.lower():
+            if reader.fieldnames != COLUMNS:
+                raise ValueError(
+                    f"{path} has the columns {reader.fieldnames}; expected {COLUMNS}; set COLUMNS in submission.py to the sample's"
+                )
+            if odd := sorted({row["ID"] for row in rows} ^ find_files(root / "Test" / "Image").keys()):
+                raise ValueError(
+                    f"{path}: its ids and the test images differ in {abridge(odd)}; get the missing files, or the contest's data again"
+                )
         for row in rows:
-            mask = read_mask(masks[row["ID"]])
-            if row["Mask"] != encode_rle(mask):
+            if row["ID"] in masks and row["Mask"] != encode_rle(mask := read_mask(masks[row["ID"]])):
                 what = "its mask in column-major order" if row["Mask"] == encode_rle(mask, "F") else "another mask"
-                raise ValueError(f"{path}, ID {row['ID']}: the run-length code is that of {what}; expected row-major order, starts from 1")
+                raise ValueError(f"{path}, ID {row['ID']}: a run-length code of {what}; expected row-major order, starts from 1")
 
 
 def check_submission(path: Path, cases: Sequence[Case]) -> None:

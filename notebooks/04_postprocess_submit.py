@@ -30,7 +30,7 @@ from ctseg.plots import plot_cases, plot_gains, plot_scores, table
 from ctseg.postprocess import PostProcess, choose_postprocess, cross_fit, make_mask, tabulate_choice
 from ctseg.predict import OutOfFold, predict_masks, score_masks, write_masks
 from ctseg.report import summarize, write_summary
-from ctseg.submission import check_known_codes, check_submission, write_submission
+from ctseg.submission import check_contest_files, check_submission, write_submission
 
 # %% [markdown]
 # ## Parameters
@@ -125,11 +125,11 @@ table([{"": name, **figure} for name, figure in figures.items()])
 # ## The test images
 #
 # One batch at a time: mean probability over the folds and, with `tta`, over orientations; back to each image's own size; then what was chosen;
-# run-length code. The submission is written only if every test image is there once with a mask of its size, and no code that lies beside the data
-# says that another order of pixels is meant.
+# run-length code. The submission is written only if every test image is there once with a mask of its size, and if neither a sample submission nor
+# codes of training masks, where some lie beside the data, say that other ids or another order of pixels are meant.
 
 # %%
-check_known_codes(Path(config.data_root))
+check_contest_files(Path(config.data_root))
 models = load_folds(config, run_dir)
 with lock_folder(run_dir):
     predictions = predict_masks(models, test, chosen, tta=config.tta)

@@ -93,6 +93,10 @@ def write_codes(root, encode):
     (root / "train.csv").write_text(f"ID,Mask\ntrain_003,{encode(draw(root) > 0)}\n")
 
 
+def write_sample(root, text):
+    (root / "sample_submission.csv").write_text(text)
+
+
 def encode_columns(mask):
     edges = np.flatnonzero(np.diff(mask.T.ravel(), prepend=False, append=False))
     return " ".join(f"{start + 1} {end - start}" for start, end in edges.reshape(-1, 2))
@@ -180,8 +184,15 @@ DAMAGE = {
     "hidden files": (lambda r: copy(r, MASK, "Train/Mask/._train_003.png"), "note", "Train/Mask", "passed over: ._train_003.png"),
     "__MACOSX": (lambda r: shutil.copytree(r / "Test/Image", r / "Train/Image/__MACOSX"), "note", "Train/Image", "__MACOSX"),
     "an unknown type": (lambda r: (r / "Test/Image/x.dcm").write_bytes(b"DICM"), "note", "Test/Image", "x.dcm"),
-    "codes in column-major order": (lambda r: write_codes(r, encode_columns), "error", "run-length codes", "column-major"),
-    "codes of other masks": (lambda r: write_codes(r, lambda mask: "1 5"), "error", "run-length codes", "another mask"),
+    "codes in column-major order": (lambda r: write_codes(r, encode_columns), "error", "CSV files", "column-major"),
+    "codes of other masks": (lambda r: write_codes(r, lambda mask: "1 5"), "error", "CSV files", "another mask"),
+    "a sample submission of other images": (
+        lambda r: write_sample(r, "ID,Mask\ntest_000,1 1\ntest_002,1 1\n"), "error", "CSV files", "differ in test_001, test_002 (2)",
+    ),
+    "a sample submission of other columns": (
+        lambda r: write_sample(r, "id,rle\ntest_000,1 1\n"), "error", "CSV files", "has the columns ['id', 'rle']; expected",
+    ),
+    "a table that cannot be read": (lambda r: (r / "train.csv").mkdir(), "error", "CSV files", "Is a directory"),
 }  # fmt: skip
 
 
@@ -219,7 +230,7 @@ def test_what_is_said_of_many_files_is_said_once_errors_first(root):
 
 
 def test_agreeing_codes_and_a_sample_submission_raise_nothing(root):
-    (root / "sample_submission.csv").write_text("ID,Mask\ntest_000,1 1\n")
+    write_sample(root, "\ufeffID,Mask\r\ntest_001,1 1\r\ntest_000,1 1\r\n")
     (root / "other.csv").write_text("a,b\n1,2\n")
     write_codes(root, lambda mask: encode_columns(mask.T))
     assert check_dataset(root) == []
