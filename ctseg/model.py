@@ -181,14 +181,9 @@ def load_weights(model: UNet, path: Path) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}; train first (03_train), or give the path of an existing file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state = content.get("state_dict", content)
-        got = find_shapes(state)
-    except Exception as error:
-        raise ValueError(
-            f"cannot read weights {path}: {error}; expected a file written by this kit, such as best_unet_model.pth, or of a backbone"
-        ) from error
+    content = read_torch(path, fix="expected a file written by this kit, such as best_unet_model.pth, or of a backbone")
+    state = content.get("state_dict", content)
+    got = find_shapes(state)
     part = model
     if isinstance(model.encoder, BackboneEncoder) and not any(name.startswith("decoder.") for name in got):
         part = model.encoder.features
@@ -204,9 +199,22 @@ def load_weights(model: UNet, path: Path) -> None:
     part.load_state_dict({name: state[name] for name in expected})
 
 
-def find_shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a `state_dict`."""
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+def read_torch(path: Path, *, fix: str) -> dict:
+    """Read a dict of tensors and plain data, as `torch.save` writes it, onto the CPU.
+
+    Raises:
+        ValueError: the file is damaged, or holds anything else, which might run a program; the message ends with `fix`.
+    """
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch's own message would advise to load such a file all the same
+        what = f"it is damaged, or holds more than named tensors and plain data ({type(error).__name__})"
+        raise ValueError(f"cannot read {path}: {what}; {fix}") from error
+
+
+def find_shapes(state: dict) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a `state_dict`, () of what is none."""
+    return {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}
 
 
 def find_pretrained(encoder: str | nn.Module) -> Path:

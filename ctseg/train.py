@@ -19,7 +19,7 @@ from ctseg.data import Squares, map_threads, read_mask
 from ctseg.files import atomic_path, lock_folder, write_csv
 from ctseg.losses import DiceBCELoss, LossParts
 from ctseg.metrics import dice_score
-from ctseg.model import choose_precision, predict_squares
+from ctseg.model import choose_precision, predict_squares, read_torch
 from ctseg.transforms import Augment, Frame, TrainTransform
 
 N_PICTURES = 4
@@ -275,7 +275,7 @@ def is_interactive() -> bool:
 
 def read_checkpoint(path: Path) -> dict | None:
     """Read `last.pth`; None where there is none yet."""
-    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+    return read_torch(path, fix="delete it to train this fold from its start") if path.is_file() else None
 
 
 def write_torch(content: dict, path: Path) -> None:

@@ -44,3 +44,13 @@ def tiny(tmp_path) -> Path:
     (root / "Test" / "Image").mkdir(parents=True)
     Image.fromarray(rng.integers(0, 255, (30, 40, 3), np.uint8)).save(root / "Test" / "Image" / "case_9.jpg")
     return root
+
+
+class Program:
+    """What writes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")

@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ctseg.config import make_config, open_run
-from ctseg.data import find_cases, load_squares
+from ctseg.data import SegmentationDataset, find_cases, load_squares
 from ctseg.folds import assign_folds, find_folds, load_folds, make_dataset, train_folds
+from ctseg.losses import DiceBCELoss
 from ctseg.metrics import dice_score
-from ctseg.model import predict_squares
+from ctseg.model import make_model, predict_squares
 from ctseg.postprocess import PostProcess, make_mask
-from ctseg.predict import OutOfFold, predict_cases, predict_masks, write_oof
-from ctseg.report import write_summary
+from ctseg.predict import OutOfFold, predict_cases, predict_masks, score_masks, write_masks, write_oof
+from ctseg.report import summarize, write_summary
 from ctseg.train import evaluate_model
+from ctseg.transforms import EvalTransform, to_float
 
 SETTINGS = {"preset": "quick", "n_folds": 2, "epochs": 1, "target_size": 32, "width": 2, "depth": 2, "tta": "flips"}
 
@@ -165,6 +168,27 @@ def test_a_plain_threshold_scores_as_training_did(run, tmp_path):
     write_oof(tmp_path / "oof.npz", model, own)
     again = OutOfFold([tmp_path / "oof.npz"], squares.cases).score([plain])[plain]
     assert np.allclose(again, evaluate_model(model, own), atol=0.01)
+
+
+@pytest.mark.parametrize(("finds", "expected"), [("nothing", [1, 0, 0, 0]), ("everything", [0, 168 / 1284, 196 / 1298, 224 / 1312])])
+def test_an_empty_mask_scores_by_one_rule_in_training_validation_and_report(tiny, tmp_path, finds, expected):
+    """Both empty: 1; one empty: 0. The masks of case_1 to case_3 have 84, 98 and 112 of 1200 pixels."""
+    Image.new("L", (40, 30)).save(tiny / "Train" / "Mask" / "case_0.png")
+    squares = load_squares(SegmentationDataset(find_cases(tiny, "Train"), EvalTransform(32)))
+    model = make_model(width=2, depth=2)
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.constant_(model.head.bias, -50 if finds == "nothing" else 50)
+    losses = DiceBCELoss()(model(to_float(squares.images)), torch.zeros(4, 1, 32, 32))
+    assert losses.dice_loss.item() == pytest.approx(0 if finds == "nothing" else 1, abs=1e-3) and losses.loss.isfinite()
+    in_training = evaluate_model(model, squares)
+    write_oof(tmp_path / "oof.npz", model, squares)
+    in_validation = OutOfFold([tmp_path / "oof.npz"], squares.cases).score([PostProcess()])[PostProcess()]
+    masks = predict_masks([model], SegmentationDataset(squares.cases, EvalTransform(32)), PostProcess())
+    assert len(list(write_masks(masks, tmp_path / "masks"))) == 4
+    in_report = score_masks(tmp_path / "masks", tiny / "Train" / "Mask")
+    for scores in (in_training.tolist(), in_validation.tolist(), list(in_report.values())):
+        assert scores == pytest.approx(expected)
+    assert summarize(in_training)["dice"] == pytest.approx(np.mean(expected))
 
 
 def test_each_test_image_gets_its_own_prediction(run):

@@ -174,6 +174,12 @@ def test_wrong_values_are_refused_at_build_time_and_nothing_is_written(clone, ca
     assert status == 1 and message in printed and not (clone / "built").exists()
 
 
+def test_a_parameter_file_that_is_a_program_is_refused_and_not_run(clone, call, tmp_path):
+    (tmp_path / "p.yaml").write_text(f"lr: !!python/object/apply:builtins.open ['{tmp_path / 'it ran'}', w]\n")
+    status, printed = call(build, "-f", tmp_path / "p.yaml")
+    assert status == 1 and "python/object" in printed and not (tmp_path / "it ran").exists()
+
+
 def test_without_a_user_name_the_build_says_how_to_give_one(call, monkeypatch, tmp_path):
     monkeypatch.delenv("KAGGLE_USERNAME")
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))

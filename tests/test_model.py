@@ -4,6 +4,7 @@ import warnings
 import pytest
 import torch
 import torchvision
+from conftest import Program
 from torch import nn
 
 from ctseg.model import STRIDES, VIEWS, find_taps, load_weights, make_model, predict_squares
@@ -170,8 +171,15 @@ def test_a_damaged_or_missing_weights_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.pth"):
         load_weights(make_model(width=4), tmp_path / "none.pth")
     (tmp_path / "w.pth").write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="cannot read weights .*w.pth"):
+    with pytest.raises(ValueError, match="cannot read .*w.pth: it is damaged, or holds more"):
         load_weights(make_model(width=4), tmp_path / "w.pth")
+
+
+def test_a_weights_file_that_is_a_program_is_not_run(tmp_path):
+    torch.save({"state_dict": Program(tmp_path / "it ran")}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="cannot read .*w.pth: it is damaged, or holds more"):
+        load_weights(make_model(width=4), tmp_path / "w.pth")
+    assert not (tmp_path / "it ran").exists()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Program
 
 from ctseg.data import SegmentationDataset, find_cases, load_squares, read_mask
 from ctseg.files import lock_folder, read_csv, write_text
@@ -221,6 +221,19 @@ def test_what_cannot_be_written_is_an_error_that_says_so_and_replaces_nothing(tm
 def test_a_folder_has_one_writer(squares, tmp_path):
     with lock_folder(tmp_path), pytest.raises(RuntimeError, match="being written by another process"):
         train(squares, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "a program"])
+def test_a_checkpoint_that_is_damaged_or_a_program_is_named_and_not_run(squares, tmp_path, kind):
+    train(squares, tmp_path, epochs=1)
+    path = tmp_path / "last.pth"
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    else:
+        torch.save({"learner": Program(tmp_path / "it ran")}, path)
+    with pytest.raises(ValueError, match="cannot read .*last.pth: it is damaged, or holds more than .*; delete it to train"):
+        train(squares, tmp_path, epochs=2)
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_checkpoints_of_another_architecture_are_refused(squares, tmp_path):
