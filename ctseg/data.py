@@ -21,6 +21,7 @@ COMPETITION = "a0-2025-medical-image-segmentation"
 KAGGLE_INPUT = Path(os.environ.get("CTSEG_KAGGLE_INPUT", "/kaggle/input"))  # where Kaggle mounts what is attached; elsewhere for trials
 EXIF_ORIENTATION = 0x0112
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")  # read whatever the name says; for some others Pillow would start a program
 
 
 def find_repository() -> Path:
@@ -115,9 +116,9 @@ def abridge(names: Iterable[str]) -> str:
 def opened(path: Path) -> Iterator[Image.Image]:
     """Open an image file; whatever goes wrong with it in the block is a ValueError that names the file and the fix."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # of a damaged file Pillow's decoders raise nearly anything
         raise ValueError(f"cannot read {path}: {error}; replace the file, or remove the image together with its mask") from error
 
 

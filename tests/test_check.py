@@ -13,7 +13,7 @@ from PIL import Image
 
 from ctseg import check
 from ctseg.check import check_dataset, measure_shift
-from ctseg.data import SegmentationDataset, find_cases, load_squares, read_mask
+from ctseg.data import SegmentationDataset, find_cases, load_squares, read_image, read_mask, read_mask_values
 from ctseg.phantom import write_phantom
 from ctseg.transforms import EvalTransform
 
@@ -110,6 +110,10 @@ DAMAGE = {
     "zero bytes": (lambda r: (r / IMAGE).write_bytes(b""), "error", IMAGE, "cannot be read"),
     "a mask of zero bytes": (lambda r: (r / MASK).write_bytes(b""), "error", MASK, "cannot be read"),
     "text instead of an image": (lambda r: (r / IMAGE).write_text("<html>"), "error", IMAGE, "cannot be read"),
+    "PostScript, which Pillow would hand to a program": (
+        lambda r: (r / IMAGE).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"),
+        "error", IMAGE, "cannot identify",
+    ),
     "another type than its name says": (lambda r: save(r, IMAGE, draw(r, IMAGE), format="PNG"), "warning", IMAGE, "a PNG file, not JPEG"),
     "a folder named as an image": (lambda r: replace(r, IMAGE, IMAGE).mkdir(), "error", IMAGE, "cannot be read"),
     "a symlink loop": (lambda r: replace(r, IMAGE, IMAGE).symlink_to(r / IMAGE), "error", IMAGE, "cannot be read"),
@@ -216,6 +220,26 @@ def test_each_kind_of_damage_stands_in_the_table_with_a_remedy(root, kind):
 def test_what_is_no_error_does_not_stop_a_run(root, kind):
     DAMAGE[kind][0](root)
     assert len(load_squares(SegmentationDataset(find_cases(root, "Train"), EvalTransform(32)))) >= 12
+
+
+def test_files_with_random_bytes_changed_crash_nothing_and_what_cannot_be_read_is_an_error(root):
+    rng = np.random.default_rng(0)
+    files = sorted(path for path in root.glob("T*/*/*") if path.suffix in (".jpg", ".png"))
+    for path in files:
+        content = bytearray(path.read_bytes())
+        for place in rng.integers(0, min(len(content), 10 ** rng.integers(2, 6)), rng.integers(1, 9)):
+            content[place] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(1, len(content))] if rng.random() < 0.2 else content)
+    unreadable = set()
+    for path in files:
+        try:
+            (read_mask_values if path.parent.name == "Mask" else read_image)(path)
+        except ValueError as error:
+            assert f"cannot read {path}" in str(error)
+            unreadable.add("/".join(path.parts[-3:]))
+    rows = check_dataset(root)
+    said = " ".join(f"{row['file']} {row['problem']}" for row in rows if row["severity"] == "error" and "cannot be read" in row["problem"])
+    assert len(unreadable) > 5 and all(Path(name).name in said for name in unreadable)
 
 
 def test_what_is_said_of_many_files_is_said_once_errors_first(root):
