@@ -127,6 +127,7 @@ def check_value(name: str, value: Any, metadata: Mapping) -> None:
 
 MODERN = {
     "split": "stratified",
+    "keep": "last",
     "schedule": "one_cycle",
     "weight_decay": 0.01,
     "scale": 0.25,
@@ -149,7 +150,6 @@ STRONG = {
     "decoder_dropout": 0.0,
     "batch_size": 4,
     "lr": 1e-3,
-    "keep": "last",
     "tta": "turns",
 }
 PRESETS = {

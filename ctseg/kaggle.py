@@ -12,7 +12,7 @@ from torch import nn
 from ctseg.config import find_run
 from ctseg.data import KAGGLE_INPUT, Case, find_data_root
 from ctseg.files import PARTIAL, write_json
-from ctseg.folds import read_history
+from ctseg.folds import find_kept, read_history
 from ctseg.submission import check_submission
 
 
@@ -58,7 +58,7 @@ def attach_run(run: str, data_root: str = "") -> Path | None:
 def tidy_run(folder: Path, test_cases: Sequence[Case]) -> None:
     """Copy the submission beside `runs/` and check it there; then remove what nobody downloads.
 
-    That is checkpoints, test masks, and validation pictures but of the first epoch and the best, those that 03 shows.
+    That is checkpoints, test masks, and validation pictures but of the first epoch and the one that was kept, those that 03 shows.
 
     Raises:
         OSError, ValueError: the submission is not there, or not valid; nothing is removed.
@@ -68,8 +68,9 @@ def tidy_run(folder: Path, test_cases: Sequence[Case]) -> None:
     shutil.rmtree(folder / "predicted_masks")
     for path in (*folder.glob("fold*/last.pth"), *folder.glob("**/.lock"), *folder.glob(f"**/{PARTIAL}*")):
         path.unlink()
+    keep = json.loads((folder / "config.json").read_text())["keep"]
     for history in folder.glob("fold*/history.csv"):
-        best = max(read_history(history.parent), key=lambda row: row["val_dice"])["epoch"]
+        kept = find_kept(read_history(history.parent), keep)["epoch"]
         for pictures in history.parent.glob("val_outputs/epoch_*"):
-            if pictures.name not in ("epoch_1", f"epoch_{best}"):
+            if pictures.name not in ("epoch_1", f"epoch_{kept}"):
                 shutil.rmtree(pictures)

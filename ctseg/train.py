@@ -243,9 +243,8 @@ def fit_steps(learner: Learner, train: Squares, validation: Squares, budget_seco
         times.append(time_step(len(times)))
     step_seconds = statistics.mean(times[len(times) // 2 :])  # the first ones are slower: memory is laid out, kernels are chosen
     validation_seconds = min(time_validation() for _ in range(2))
-    left = (
-        BUDGETED * budget_seconds - (time.perf_counter() - started) - validation_seconds
-    )  # the last, unfinished epoch has a whole validation
+    spent = time.perf_counter() - started
+    left = BUDGETED * budget_seconds - spent - validation_seconds  # a last, unfinished epoch has a whole validation
     return max(1, int(left / (step_seconds + validation_seconds * batch_size / len(train))))
 
 

@@ -9,7 +9,8 @@
 # %% [markdown]
 # # 3 · Train
 #
-# One U-Net a fold, BCE + Dice on soft targets, validated after each epoch at the images' own size, the best weights kept.
+# One U-Net a fold, BCE + Dice on soft targets, validated after each epoch at the images' own size. Kept are the weights at the end of the schedule,
+# which validation did not pick; in `baseline`, and with `-p keep best`, those of the epoch with the highest validation Dice.
 #
 # *Input:* the data set. *Artefacts:* `runs/<run>/fold<k>/` with `best_unet_model.pth`, `last.pth` (from which a stopped run resumes),
 # `history.csv`, `val_outputs/` and `oof.npz` (the predictions on the images that the fold did not train on).
@@ -20,7 +21,7 @@ from PIL import Image
 
 from ctseg.config import make_config, open_run
 from ctseg.data import load_squares
-from ctseg.folds import assign_folds, build_model, make_dataset, train_folds
+from ctseg.folds import assign_folds, build_model, find_kept, make_dataset, train_folds
 from ctseg.model import choose_precision, find_device
 from ctseg.plots import plot_cases, plot_history, table
 
@@ -89,19 +90,19 @@ histories = train_folds(config, run_dir, squares)
 plot_history(histories)
 
 # %% [markdown]
-# ## The best epoch of each fold
+# ## The epoch whose weights are kept
 
 # %%
-best = {k: max(history, key=lambda row: row["val_dice"]) for k, history in histories.items()}
-table([{"fold": k, **row} for k, row in best.items()])
+kept = {k: find_kept(history, config.keep) for k, history in histories.items()}
+table([{"fold": k, **row} for k, row in kept.items()])
 
 # %% [markdown]
 # ## What it sees
 #
-# The same few validation cases at the first epoch and at the best one: image, truth, prediction.
+# The same few validation cases at the first epoch and at the one that is kept: image, truth, prediction.
 
 # %%
-k, row = max(best.items())
+k, row = max(kept.items())
 paths = [path for n in (1, row["epoch"]) for path in sorted((run_dir / f"fold{k}" / "val_outputs" / f"epoch_{n}").glob("[!.]*.png"))]
 plot_cases([np.asarray(Image.open(path)) for path in paths], titles=[f"{path.parent.name}: {path.stem}" for path in paths], columns=4)
 

@@ -22,7 +22,7 @@ from ctseg.config import make_config, open_run
 from ctseg.files import PARTIAL
 from ctseg.folds import read_history, train_folds
 
-SETTINGS = {"preset": "quick", "epochs": 6, "target_size": 96, "width": 6, "depth": 3, "batch_size": 2, "lr": 0.01}
+SETTINGS = {"preset": "quick", "epochs": 6, "target_size": 96, "width": 6, "depth": 3, "batch_size": 2, "lr": 0.01, "keep": "best"}
 # What a killed process does: train, and kill itself at a call that the test chose, of those that write.
 TRAIN = """
 import json, os, signal, sys
