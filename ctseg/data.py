@@ -220,7 +220,7 @@ def describe_mask(values: np.ndarray) -> str:
 
 def map_threads(function: Callable, items: Iterable) -> Iterator:
     """Apply `function` to each item in threads, results in order; Pillow and NumPy release the interpreter lock while they work."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count())) as pool:  # each may hold an image of many megapixels
         yield from pool.map(function, items)
 
 
