@@ -125,8 +125,8 @@ table([{"": name, **figure} for name, figure in figures.items()])
 # ## The test images
 #
 # One batch at a time: mean probability over the folds and, with `tta`, over orientations; back to each image's own size; then what was chosen;
-# run-length code. The submission is written only if every test image is there once with a mask of its size, and if neither a sample submission nor
-# codes of training masks, where some lie beside the data, say that other ids or another order of pixels are meant.
+# run-length code. The submission is written only if every test image is there once with a mask of its size, and if no sample submission or run-length
+# code beside the data says that other ids or another order of pixels are meant.
 
 # %%
 check_contest_files(Path(config.data_root))

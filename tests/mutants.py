@@ -159,6 +159,14 @@ FAULTS = [
         "choose_postprocess(score, start, parts != part)",
         "choose_postprocess(score, start, parts == part)",
     ),
+    ("programs in a weights file run", "model", 'map_location="cpu", weights_only=True', 'map_location="cpu", weights_only=False'),
+    ("any program that Pillow knows started", "data", "Image.open(path, formats=FORMATS)", "Image.open(path)"),
+    (
+        "a sample submission of other images passed over",
+        "submission",
+        'if odd := sorted({row["ID"] for row in rows} ^ find_files(root / "Test" / "Image").keys()):',
+        "if odd := []:",
+    ),
     ("two writers in a folder", "files", "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
     ("other settings in an existing run", "config", "    if differing:", "    if False:"),
 ]

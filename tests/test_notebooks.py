@@ -187,6 +187,13 @@ def test_bad_parameters_are_refused_through_papermill(clone, small, arguments, m
     assert done.returncode != 0 and message in done.stderr
 
 
+def test_a_sample_submission_of_other_images_stops_03_before_it_trains(clone, tiny):
+    (tiny / "sample_submission.csv").write_text("ID,Mask\ncase_9.jpg,1 1\n")
+    done = papermill(clone, "notebooks/03_train.ipynb", "out.ipynb", "-p", "data_root", tiny, "-p", "run", "sample")
+    assert done.returncode != 0 and "the test images differ in case_9, case_9.jpg (2)" in done.stderr
+    assert [path.name for path in (clone / "runs" / "sample").iterdir()] == ["config.json"]
+
+
 def test_04_without_a_trained_fold_says_so(clone, small):
     done = papermill(clone, "notebooks/04_postprocess_submit.ipynb", "out.ipynb", *small, "-r", "run", "untrained")
     assert done.returncode != 0 and "no trained fold" in done.stderr and "03_train" in done.stderr
