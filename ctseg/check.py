@@ -207,7 +207,7 @@ def check_header(path: Path, name: str) -> list[dict]:
     odd = {
         f"a {kind} file, not {named}": (kind != named, "read all the same"),
         f"{mode} colours": (mode not in ("L", "RGB", "I;16", "I", "F", "I;16B"), "read as RGB, an alpha channel dropped"),
-        "more than 8 bits": (mode.startswith(("I", "F")), "read through window_low and window_high"),
+        "more than 8 bits": (mode.startswith(("I", "F")), "set window_low and window_high, or they are found on the training images"),
         "rotated by its EXIF tag": (orientation != 1, "read upright; see that its mask is upright too"),
         f"only {size[0]} × {size[1]} pixels": (min(size) < 16, "see that it is whole"),
         f"very long, {size[0]} × {size[1]}": (max(size) > 4 * min(size), "the longer side has to fit into the square: crop it"),

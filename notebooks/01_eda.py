@@ -19,6 +19,7 @@ import numpy as np
 
 from ctseg.check import check_dataset, describe_cases
 from ctseg.config import make_config, open_run
+from ctseg.data import abridge
 from ctseg.files import write_csv
 from ctseg.folds import make_dataset
 from ctseg.plots import plot_cases, plot_colours, plot_distributions, table
@@ -52,8 +53,8 @@ config
 # %% [markdown]
 # ## Is anything wrong with the files?
 #
-# A shifted name or a mask of the wrong size costs more than any network gains. *Errors* stop training until they are mended; *warnings* say how
-# the file is read all the same. No rows: nothing was found.
+# A shifted name or a mask of the wrong size costs more than any network gains. *Errors* stop this notebook at its end, and so a run before it costs
+# hours; *warnings* say how the file is read all the same. No rows: nothing was found.
 
 # %%
 problems = check_dataset(config.data_root)
@@ -103,3 +104,5 @@ write_csv(descriptions, run_dir / "cases.csv")
 for name in ("data_check.csv", "cases.csv"):
     assert (run_dir / name).is_file(), name
     print(run_dir / name)
+errors = [row["file"] for row in problems if row["severity"] == "error"]
+assert not errors, f"errors in the table of problems: {abridge(errors)}; mend them first"

@@ -23,7 +23,7 @@ import numpy as np
 
 from ctseg.config import make_config, open_run
 from ctseg.data import read_image, read_mask
-from ctseg.files import lock_folder, write_json
+from ctseg.files import atomic_path, lock_folder, write_json
 from ctseg.folds import find_folds, load_folds, make_dataset
 from ctseg.phantom import read_kinds
 from ctseg.plots import plot_cases, plot_gains, plot_scores, table
@@ -148,7 +148,8 @@ figure = plot_cases(
     [read_mask(run_dir / "predicted_masks" / f"{case.image_id}.png") for case in first],
     titles=[case.image_id for case in first],
 )
-figure.savefig(run_dir / "examples.png", dpi=110, bbox_inches="tight")
+with atomic_path(run_dir / "examples.png") as partial:
+    figure.savefig(partial, dpi=110, bbox_inches="tight")
 figure
 
 # %% [markdown]
