@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,13 @@ def papermill(folder: Path, phantom: Path, run: str, name: str) -> subprocess.Po
     return subprocess.Popen([*map(str, command), *map(str, arguments)], cwd=folder, env=ENVIRONMENT, **output)
 
 
+def find_kernel(process: subprocess.Popen) -> int:
+    """Wait for the kernel that a papermill process starts; return its number."""
+    while not (children := subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()):
+        time.sleep(0.05)
+    return int(children[0])
+
+
 def train(folder: Path, phantom: Path, run: str, where: str = "anywhere", number: int = 0, after: float | None = None) -> str:
     """Train a run in a process, killed as said; return what it printed."""
     parameters = json.dumps(SETTINGS | {"data_root": str(phantom), "run": run})
@@ -147,7 +155,7 @@ def test_a_notebook_whose_papermill_or_kernel_is_killed_resumes_to_the_same_subm
     while not fold.is_dir():
         time.sleep(0.05)
     time.sleep(moments.uniform(0, seconds))
-    kernel = int(subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()[0])
+    kernel = find_kernel(process)
     os.kill(kernel if index % 2 else process.pid, signal.SIGKILL)
     process.wait()
     while Path(f"/proc/{kernel}").exists():  # a kernel looks once a second whether its parent lives
@@ -157,6 +165,26 @@ def test_a_notebook_whose_papermill_or_kernel_is_killed_resumes_to_the_same_subm
     assert_same(home, run)
     submissions = [(home / "runs" / name / "submission.csv").read_bytes() for name in ("unbroken", run)]
     assert submissions[0] == submissions[1]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_a_prediction_that_is_killed_leaves_no_half_submission_and_ends_at_the_same_one(home, phantom, moments, index):
+    run = f"prediction{index}"
+    unbroken, folder = home / "runs" / "unbroken", home / "runs" / run
+    shutil.copytree(unbroken, folder, ignore=shutil.ignore_patterns("submission.csv", "predicted_masks"))
+    process = papermill(home, phantom, run, "04_postprocess_submit")
+    kernel = find_kernel(process)
+    while index % 2 and not (folder / "predicted_masks").is_dir():  # every other time while masks are being written
+        time.sleep(0.005)
+    time.sleep(moments.uniform(0, 0.2 if index % 2 else 4))
+    os.kill(kernel, signal.SIGKILL)
+    assert process.wait() != 0
+    submission = folder / "submission.csv"
+    assert not submission.exists() or submission.read_bytes() == (unbroken / "submission.csv").read_bytes()
+    assert papermill(home, phantom, run, "04_postprocess_submit").wait() == 0
+    for path in [unbroken / "submission.csv", *(unbroken / "predicted_masks").glob("[!.]*")]:
+        assert (folder / path.relative_to(unbroken)).read_bytes() == path.read_bytes()
+    assert not list(folder.rglob(f"{PARTIAL}*"))
 
 
 def test_two_writers_never_share_a_folder(home, phantom):
