@@ -53,7 +53,7 @@ $(VENV)-kaggle/.ctseg: tests/kaggle_image.txt | setup
 bench: setup ## figures of this machine: steps, images, Dice against training seconds; DATA=, PRESET=, ARGS="-p name value --minutes 1 4"
 	$(VENV)/bin/python tests/bench.py --data "$(DATA)" --preset $(PRESET) $(ARGS)
 
-kill: setup ## runs killed at 30 random moments end as if they never were; full disks; ten minutes
+kill: setup ## runs killed at 34 random moments end as if they never were; full disks; ten minutes
 	$(VENV)/bin/python -m pytest -s tests/run_kill.py
 
 fuzz: setup ## 100,000 random masks through the run-length code and back, and broken codes; a minute
