@@ -88,8 +88,7 @@ def read_rows(path: Path) -> list[dict]:
     if text.startswith("\ufeff") or "\r" in text:
         found = "a byte-order mark" if text.startswith("\ufeff") else "Windows line ends"
         raise ValueError(f"{path} has {found}, as spreadsheets and editors leave; expected none; write it again with notebook 04")
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = make_reader(io.StringIO(text, newline=""))
     if reader.fieldnames != COLUMNS:
         raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {COLUMNS}")
     rows = list(reader)
@@ -97,6 +96,12 @@ def read_rows(path: Path) -> list[dict]:
         if None in row or None in row.values():
             raise ValueError(f"{path}, row {number} has not two columns; expected {','.join(COLUMNS)}")
     return rows
+
+
+def make_reader(lines: Iterable[str]) -> csv.DictReader:
+    """A reader of CSV whose fields may be longer than the 131,072 characters that Python allows by itself, as codes of large masks are."""
+    csv.field_size_limit(2**31 - 1)
+    return csv.DictReader(lines)
 
 
 def check_contest_files(root: Path) -> None:
@@ -111,21 +116,24 @@ def check_contest_files(root: Path) -> None:
     masks = {stem: paths[0] for stem, paths in find_files(root / "Train" / "Mask").items()}
     for path in sorted([*root.glob("*.csv"), *root.parent.glob("*.csv")]):
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-            reader = csv.DictReader(file)
+            reader = make_reader(file)
             rows = list(reader) if reader.fieldnames == COLUMNS else []
         if "sample" in path.name.lower():
             if reader.fieldnames != COLUMNS:
                 raise ValueError(
                     f"{path} has the columns {reader.fieldnames}; expected {COLUMNS}; set COLUMNS in submission.py to the sample's"
                 )
-            if odd := sorted({row["ID"] for row in rows} ^ find_files(root / "Test" / "Image").keys()):
+            if odd := {row["ID"] for row in rows} ^ find_files(root / "Test" / "Image").keys():
                 raise ValueError(
                     f"{path}: its ids and the test images differ in {abridge(odd)}; get the missing files, or the contest's data again"
                 )
         for row in rows:
             if row["ID"] in masks and row["Mask"] != encode_rle(mask := read_mask(masks[row["ID"]])):
                 what = "its mask in column-major order" if row["Mask"] == encode_rle(mask, "F") else "another mask"
-                raise ValueError(f"{path}, ID {row['ID']}: a run-length code of {what}; expected row-major order, starts from 1")
+                raise ValueError(
+                    f"{path}, ID {row['ID']}: a run-length code of {what}, expected row-major order and starts from 1; mend the file, or "
+                    "give encode_rle in write_submission the order of its codes"
+                )
 
 
 def check_submission(path: Path, cases: Sequence[Case]) -> None:

@@ -90,8 +90,8 @@ FAULTS = [
     ("masks paired by order, not by stem", "data", "Case(stem, paths[0], masks[stem][0])", "Case(stem, paths[0], masks.popitem()[1][0])"),
     ("0/1 masks read as empty", "data", "return values > values.max() / 2", "return values > 127"),
     ("scheduler stepped once an epoch", "train", "        learner.scheduler.step()\n", "        batch or learner.scheduler.step()\n"),
-    ("last weights used as best", "train", 'if keep == "last" or row', "if True or row"),
-    ("best weights used as last", "train", 'if keep == "last" or row', "if row"),
+    ("last weights used as best", "train", "if find_kept(history, keep) is row", "if True"),
+    ("best weights used as last", "train", 'if keep == "last" else max(', "if False else max("),
     ("gradients added up", "train", "        self.optimizer.zero_grad(set_to_none=True)\n", ""),
     ("norms and biases decayed", "train", "if p.ndim > 1]", "if p.ndim > 0]"),
     (
@@ -164,7 +164,7 @@ FAULTS = [
     (
         "a sample submission of other images passed over",
         "submission",
-        'if odd := sorted({row["ID"] for row in rows} ^ find_files(root / "Test" / "Image").keys()):',
+        'if odd := {row["ID"] for row in rows} ^ find_files(root / "Test" / "Image").keys():',
         "if odd := []:",
     ),
     ("two writers in a folder", "files", "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
