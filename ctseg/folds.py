@@ -165,11 +165,6 @@ def read_history(folder: Path) -> list[dict]:
     return [{name: json.loads(value) for name, value in row.items()} for row in read_csv(folder / "history.csv")]
 
 
-def find_kept(history: list[dict], keep: str) -> dict:
-    """The row of the epoch whose weights `keep` ("best" or "last") keeps."""
-    return history[-1] if keep == "last" else max(history, key=lambda row: row["val_dice"])
-
-
 def build_model(config: Config, *, weights: str | None = None) -> UNet:
     """The run's network as training starts it, with the config's `weights` unless others are named."""
     return make_model(

@@ -12,8 +12,9 @@ from torch import nn
 from ctseg.config import find_run
 from ctseg.data import KAGGLE_INPUT, Case, find_data_root
 from ctseg.files import PARTIAL, write_json
-from ctseg.folds import find_kept, read_history
+from ctseg.folds import read_history
 from ctseg.submission import check_submission
+from ctseg.train import find_kept
 
 
 def check_gpus() -> str:

@@ -79,9 +79,9 @@ def train_model(
             pictures = folder / "val_outputs" / f"epoch_{epoch + 1}"
             scores = evaluate_model(learner.model, validation, threshold=threshold, pictures=pictures)
             row |= {"val_dice": float(scores.mean()), "seconds": time.perf_counter() - started}
-            if keep == "last" or row["val_dice"] > max((past["val_dice"] for past in history), default=-1):
-                write_torch({"state_dict": learner.model.state_dict(), **row}, folder / "best_unet_model.pth")
             history.append(row)
+            if find_kept(history, keep) is row:
+                write_torch({"state_dict": learner.model.state_dict(), **row}, folder / "best_unet_model.pth")
             write_torch({"learner": learner.state_dict(), "total_steps": total_steps, "history": history}, folder / "last.pth")
             write_csv(history, folder / "history.csv")
             figures = "  ".join(f"{name} {row[name]:.4f}" for name in ("dice", "bce", "loss", "val_dice"))
@@ -93,6 +93,11 @@ def train_model(
                     "budget_minutes, or give this machine less to do at a time"
                 )
     return history
+
+
+def find_kept(history: list[dict], keep: str) -> dict:
+    """The row of the epoch whose weights are kept: that of "last", or of "best" by validation Dice, of equals the first."""
+    return history[-1] if keep == "last" else max(history, key=lambda row: row["val_dice"])
 
 
 class Learner:

@@ -16,17 +16,15 @@
 # `history.csv`, `val_outputs/` and `oof.npz` (the predictions on the images that the fold did not train on).
 
 # %%
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
 from ctseg.config import make_config, open_run
 from ctseg.data import load_squares
-from ctseg.folds import assign_folds, build_model, find_kept, make_dataset, train_folds
+from ctseg.folds import assign_folds, build_model, make_dataset, train_folds
 from ctseg.model import choose_precision, find_device
 from ctseg.plots import plot_cases, plot_history, table
-from ctseg.submission import check_contest_files
+from ctseg.train import find_kept
 
 # %% [markdown]
 # ## Parameters
@@ -57,11 +55,9 @@ config
 # %% [markdown]
 # ## The training set in memory
 #
-# Every image is decoded once and kept as a uint8 square; batches are cut and augmented from there. No worker processes, nothing to hang. A sample
-# submission, or codes of training masks, that lie beside the data and do not agree with it stop the run here, before it costs hours.
+# Every image is decoded once and kept as a uint8 square; batches are cut and augmented from there. No worker processes, nothing to hang.
 
 # %%
-check_contest_files(Path(config.data_root))
 squares = load_squares(make_dataset(config, "Train"))
 print(f"{len(squares)} squares of {config.target_size} pixels, {(squares.images.nbytes + squares.targets.nbytes) / 1e6:.0f} MB")
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ctseg.config import make_config, open_run
 from ctseg.data import SegmentationDataset, find_cases, load_squares
-from ctseg.folds import assign_folds, find_folds, find_kept, load_folds, make_dataset, train_folds
+from ctseg.folds import assign_folds, find_folds, load_folds, make_dataset, train_folds
 from ctseg.losses import DiceBCELoss
 from ctseg.metrics import dice_score
 from ctseg.model import make_model, predict_squares
@@ -101,15 +101,6 @@ def test_out_of_fold_predictions_are_those_of_the_weights_that_are_kept(phantom,
     dataset.cases = kept.cases
     again = [square for _, square, _ in predict_cases([model], dataset, tta=config.tta)]
     assert np.abs(kept.squares / 255 - np.array(again)).max() <= 0.5 / 255 + 1e-5
-
-
-@pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
-def test_the_epoch_that_is_shown_is_the_one_whose_weights_are_kept(phantom, tmp_path, monkeypatch, keep, epoch):
-    config, folder = make_run(phantom, "kept", monkeypatch, tmp_path, n_folds=1, epochs=3, keep=keep)
-    scores = iter([[0.3], [0.9], [0.5]])
-    monkeypatch.setattr("ctseg.train.evaluate_model", lambda *_, **__: np.array(next(scores)))
-    history = train_folds(config, folder)[0]
-    assert find_kept(history, keep)["epoch"] == torch.load(folder / "fold0" / "best_unet_model.pth")["epoch"] == epoch
 
 
 def test_a_gpu_without_the_memory_is_an_error_that_names_a_batch_size(phantom, tmp_path, monkeypatch):

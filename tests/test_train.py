@@ -12,7 +12,7 @@ from conftest import REPOSITORY, Program
 from ctseg.data import SegmentationDataset, find_cases, load_squares, read_mask
 from ctseg.files import lock_folder, read_csv, write_text
 from ctseg.model import load_weights, make_model, predict_squares
-from ctseg.train import Learner, check_finite, evaluate_model, make_generator, make_optimizer, one_cycle, train_model
+from ctseg.train import Learner, check_finite, evaluate_model, find_kept, make_generator, make_optimizer, one_cycle, train_model
 from ctseg.transforms import Augment, EvalTransform, round_trip_dice
 
 LEARNER = {"augment": Augment(flip=0.5, rotation=10), "lr": 3e-3, "weight_decay": 0.01}
@@ -67,10 +67,10 @@ def test_each_epoch_leaves_a_row_pictures_and_the_best_weights(squares, tmp_path
 
 @pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
 def test_the_weights_of_the_best_or_of_the_last_epoch_are_kept(squares, tmp_path, monkeypatch, keep, epoch):
-    scores = iter([[0.3], [0.9], [0.5]])
+    scores = iter([[0.3], [0.9], [0.9]])
     monkeypatch.setattr("ctseg.train.evaluate_model", lambda *_, **__: np.array(next(scores)))
-    train(squares, tmp_path, keep=keep)
-    assert torch.load(tmp_path / "best_unet_model.pth", weights_only=True)["epoch"] == epoch
+    _, history = train(squares, tmp_path, keep=keep)
+    assert torch.load(tmp_path / "best_unet_model.pth", weights_only=True)["epoch"] == find_kept(history, keep)["epoch"] == epoch
 
 
 def test_the_last_weights_are_kept_where_they_are_asked_for(squares, tmp_path):
