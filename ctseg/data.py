@@ -166,7 +166,10 @@ def apply_window(values: np.ndarray, window: tuple[float, float] | None) -> np.n
 
 
 def find_window(cases: Sequence[Case], low: float | None = None, high: float | None = None) -> tuple[float, float] | None:
-    """Return the window for 16-bit images: the given bounds, else the 0.5 and 99.5 percentiles over `cases`; None if all have 8 bits."""
+    """Return the window for 16-bit images, in stored values.
+
+    Both bounds as given; a missing one is the 0.5 or 99.5 percentile over `cases`, or the window None if all of them have 8 bits.
+    """
     if low is not None and high is not None:
         return low, high
     samples = []

@@ -213,7 +213,7 @@ def read_torch(path: Path, *, fix: str) -> dict:
 
 
 def find_shapes(state: dict) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a `state_dict`, () of what is none."""
+    """The shape of every tensor of a `state_dict`, () for what is no tensor."""
     return {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}
 
 

@@ -106,8 +106,9 @@ class OutOfFold:
             (square, frame, truth), scores = self.read(index), {}
             for smoothing in {chosen.smoothing for chosen in new}:
                 probability = make_probability(square, frame, smoothing)  # one at a time: 49 MB for 12 megapixels
-                for chosen in (chosen for chosen in new if chosen.smoothing == smoothing):
-                    scores[chosen] = dice_score(postprocess_mask(probability > chosen.threshold, chosen), truth)
+                for chosen in new:
+                    if chosen.smoothing == smoothing:
+                        scores[chosen] = dice_score(postprocess_mask(probability > chosen.threshold, chosen), truth)
             return [scores[chosen] for chosen in new]
 
         if new:
