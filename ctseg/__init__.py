@@ -1,1 +1,38 @@
-"""ctseg: from a folder of images and masks to a submission, one small module a step; start reading at `folds.train_fold`."""
+"""ctseg: from a folder of images and masks to a submission. A map of the house; imports go one way.
+
+What is fixed, what may be set:
+
+    contest.py      one contest's facts: name, mounts, folders, columns, pixel order
+    config.py       every setting of a run, declared once, and three presets
+    seeds.py        randomness keyed by purpose
+    files.py        files that are whole or absent, folders with one writer
+    phantom.py      a CT-like data set with known test masks
+    paths.py        where things are: repository, data root, a run's folder, a weights file
+
+The flow, in the order in which an image passes; start reading at `train.train_model`:
+
+    data.py         pair images with masks, read them, hold the training set in memory
+    transforms.py   into the square and back: geometry that undoes itself
+    augment.py      random changes of whole batches, on the device that trains
+    model.py        U-Nets over any encoder, and their weights files
+    device.py       device, precision, GPU check
+    losses.py       BCE and soft Dice on logits
+    metrics.py      Dice of each image, intervals for the mean
+    train.py        the loop, its schedule, its checkpoint, its validation
+    predict.py      probabilities with TTA, masks, out-of-fold predictions
+    postprocess.py  candidates, choice by evidence, cross-fit
+    submission.py   run-length code, CSV, checks
+
+Before and after:
+
+    split.py        near-duplicates and folds
+    check.py        the data check: every problem in one table
+    explore.py      the tables of notebooks 01 and 02
+    plots.py        figures and tables
+    report.py       a run's summary and its report
+
+A run:
+
+    runs.py         parameters, config, the run's folder, its data set, its network
+    folds.py        train the folds, in turn or one per GPU
+"""

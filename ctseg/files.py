@@ -8,23 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PARTIAL = ".partial-"  # files that are being written begin with it
+PARTIAL = ".partial-"  # the names of files that are being written begin with it
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a path to write to; when the block ends without an error it replaces `path` in one step, so that no reader sees half a file.
+    """Give a path to write to; when the block ends without an error it replaces `path` in one step.
+
+    So no reader ever sees half a file.
 
     Raises:
-        OSError: it cannot be written, for instance because the disk is full or mounted read-only; what `path` held before is intact.
+        OSError: it cannot be written, for instance because the disk is full or mounted read-only; what `path`
+            held before is intact.
     """
-    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")  # two processes may open one run at the same moment
+    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")  # two processes may open one run at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch.save where the disk is full
-        raise OSError(f"cannot write {path}: {error}; free space, or run where it may be written; no file was replaced") from error
+        raise OSError(
+            f"cannot write {path}: {error}; free space, or run where it may be written; no file was replaced"
+        ) from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -32,9 +37,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one writer; the operating system releases the lock when the process dies, however it dies.
+    """Hold `folder` for one writer; the operating system releases it when the process dies, however it dies.
 
-    What a writer that was killed left half written in the folder is removed.
+    Half-written files that a killed writer left in the folder are removed.
 
     Raises:
         RuntimeError: another process holds it.
@@ -44,7 +49,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"{folder} is being written by another process; wait for it, stop it, or choose another run name") from None
+            raise RuntimeError(
+                f"{folder} is being written by another process; wait for it, stop it, or choose another run "
+                "name"
+            ) from None
         for leftover in folder.glob(f"{PARTIAL}*"):
             leftover.unlink(missing_ok=True)
         yield
@@ -61,6 +69,11 @@ def write_json(content: dict, path: Path) -> None:
     write_text(json.dumps(content, indent=2) + "\n", path)
 
 
+def read_json(path: Path) -> dict:
+    """Read a file that `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_csv(rows: list[dict], path: Path) -> None:
     """Write rows with the keys of the first as columns, atomically; no rows make an empty file."""
     with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
@@ -71,6 +84,6 @@ def write_csv(rows: list[dict], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[dict]:
-    """Read what `write_csv` wrote; all values are text."""
+    """Read a file that `write_csv` wrote; all values are text."""
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

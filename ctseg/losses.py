@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class DiceLoss(nn.Module):
     """Soft Dice loss: 1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth).
 
-    The sums go over the flattened batch, as in the reference. Logits and targets are (B, 1, H, W), targets in [0, 1]. `smooth` keeps a
-    batch without foreground finite: predicted empty as well, its loss tends to 0.
+    The sums go over the flattened batch, as in the reference. Logits and targets are (B, 1, H, W), targets in
+    [0, 1]. `smooth` keeps a batch without foreground finite: where nothing is predicted either, its loss
+    tends to 0.
     """
 
     def __init__(self, smooth: float = 1.0):
@@ -23,8 +24,8 @@ class DiceLoss(nn.Module):
         return 1 - (2 * overlap + self.smooth) / (total + self.smooth)
 
 
-class LossParts(NamedTuple):
-    """A combined loss and what it is made of; scalars, `loss` is the one to differentiate."""
+class Losses(NamedTuple):
+    """The combined loss, which is the one to differentiate, and its two terms; scalars."""
 
     loss: Tensor
     bce: Tensor
@@ -39,7 +40,8 @@ class DiceBCELoss(nn.Module):
         self.bce_weight = bce_weight
         self.dice_loss = DiceLoss()
 
-    def forward(self, logits: Tensor, targets: Tensor) -> LossParts:
+    def forward(self, logits: Tensor, targets: Tensor) -> Losses:
         bce = F.binary_cross_entropy_with_logits(logits.float(), targets)
         dice_loss = self.dice_loss(logits, targets)
-        return LossParts(self.bce_weight * bce + (1 - self.bce_weight) * dice_loss, bce.detach(), dice_loss.detach())
+        loss = self.bce_weight * bce + (1 - self.bce_weight) * dice_loss
+        return Losses(loss, bce.detach(), dice_loss.detach())

@@ -1,25 +1,40 @@
-"""Scores: per-image Dice at the image's own size, and intervals for their mean."""
+"""Scores: Dice of each image at the image's own size, and intervals for their mean."""
 
 import numpy as np
+from scipy.stats import bootstrap
 
 
-def dice_score(pred_mask: np.ndarray, truth: np.ndarray) -> float:
+def dice_score(pred_mask: np.ndarray, true_mask: np.ndarray) -> float:
     """Dice of two boolean masks (H, W), in [0, 1].
 
-    Both empty: 1, since nothing was to be found and nothing was. One empty: 0.
+    Both empty: 1, since there was nothing to find and nothing was found. One empty: 0.
+
+    >>> true_mask = np.array([[1, 1, 0], [0, 0, 0]], bool)
+    >>> pred_mask = np.array([[0, 1, 1], [1, 0, 0]], bool)
+    >>> dice_score(pred_mask, true_mask)  # 2 * 1 common pixel / (3 + 2)
+    0.4
+    >>> empty = np.zeros((2, 3), bool)
+    >>> dice_score(empty, empty), dice_score(pred_mask, empty)
+    (1.0, 0.0)
 
     Raises:
         ValueError: the shapes differ.
     """
-    if pred_mask.shape != truth.shape:
-        raise ValueError(f"masks of different size: predicted {pred_mask.shape}, true {truth.shape}; compare at the image's own size")
-    total = np.count_nonzero(pred_mask) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(pred_mask & truth) / total if total else 1.0
+    if pred_mask.shape != true_mask.shape:
+        raise ValueError(
+            f"masks of different size: predicted {pred_mask.shape}, true {true_mask.shape}; compare at the "
+            "image's own size"
+        )
+    total = np.count_nonzero(pred_mask) + np.count_nonzero(true_mask)
+    return float(2 * np.count_nonzero(pred_mask & true_mask) / total) if total else 1.0
 
 
-def bootstrap_interval(scores: np.ndarray, *, n_resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `scores` (N,); differences of two scores make it a paired one."""
-    scores = np.asarray(scores, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(len(scores), size=(n_resamples, len(scores)))
-    low, high = np.percentile(scores[picks].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+def bootstrap_interval(scores: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of `scores` (N,); of differences, a paired one.
+
+    Of a single score it has no width. The resampling is seeded: the same scores give the same interval.
+    """
+    if len(scores) == 1:  # SciPy refuses one
+        return float(scores[0]), float(scores[0])
+    resampled = bootstrap((np.asarray(scores, float),), np.mean, n_resamples=2000, method="percentile", rng=0)
+    return tuple(map(float, resampled.confidence_interval))

@@ -9,28 +9,34 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from torch import Tensor
 
-TRUTH, PREDICTION = "lime", "magenta"
+_TRUE, _PREDICTED = "lime", "magenta"
 
 
-def table(rows: Sequence[Mapping], *, most: int = 20) -> HTML:
-    """Show rows, with the keys of the first as columns, as an HTML table; numbers with four decimals, at most `most` rows."""
+def table(rows: Sequence[Mapping], *, max_rows: int = 20) -> HTML:
+    """Show rows, with the keys of the first as columns, as an HTML table; numbers with four decimals."""
     if not rows:
         return HTML("<p>no rows</p>")
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(as_text(value))}</td>" for value in row.values()) + "</tr>" for row in rows[:most])
-    more = f"<p>… {len(rows) - most} more rows</p>" if len(rows) > most else ""
+    cells = [
+        [f"<td>{html.escape(_as_text(value))}</td>" for value in row.values()] for row in rows[:max_rows]
+    ]
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+    more = f"<p>… {len(rows) - max_rows} more rows</p>" if len(rows) > max_rows else ""
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}")
 
 
-def as_text(value) -> str:
-    """Floats with four decimals, the rest as it is."""
+def _as_text(value) -> str:
+    """Floats with four decimals, anything else as it prints."""
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def new_axes(n: int, *, columns: int, size: float, height: float | None = None) -> tuple[Figure, np.ndarray]:
+def new_axes(
+    n: int, *, columns: int, size: float, height: float | None = None
+) -> tuple[Figure, Sequence[plt.Axes]]:
     """A figure of n axes in a grid, each `size` inches wide; surplus places stay empty."""
     rows = -(-n // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (height or size)), squeeze=False, layout="constrained")
+    figsize = (columns * size, rows * (height or size))
+    figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
     for spare in axes.flat[n:]:
         spare.axis("off")
     plt.close(figure)  # returned, and so shown once, by the cell that asked for it
@@ -39,7 +45,12 @@ def new_axes(n: int, *, columns: int, size: float, height: float | None = None) 
 
 def plot_distributions(descriptions: Sequence[Mapping]) -> Figure:
     """Histograms of width, height, aspect and mask area of `describe_cases`' rows."""
-    names = {"width": "width, pixels", "height": "height, pixels", "aspect": "height / width", "mask_area": "mask, share of the image"}
+    names = {
+        "width": "width, pixels",
+        "height": "height, pixels",
+        "aspect": "height / width",
+        "mask_area": "mask, share of the image",
+    }
     figure, axes = new_axes(len(names), columns=4, size=3.2, height=2.6)
     for axis, (name, text) in zip(axes, names.items()):
         axis.hist([row[name] for row in descriptions], bins=30)
@@ -47,48 +58,60 @@ def plot_distributions(descriptions: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def plot_colours(descriptions: Sequence[Mapping]) -> Figure:
-    """Histograms of each channel's mean and standard deviation, in grey values 0 … 255."""
+def plot_colors(descriptions: Sequence[Mapping]) -> Figure:
+    """Histograms of each channel's mean and standard deviation, in gray values 0 … 255."""
     figure, axes = new_axes(2, columns=2, size=4.5, height=2.8)
-    for axis, statistic, text in zip(axes, ("mean", "std"), ("mean of an image", "standard deviation within an image")):
-        for channel, colour in zip("rgb", ("tab:red", "tab:green", "tab:blue")):
-            axis.hist([row[f"{statistic}_{channel}"] for row in descriptions], bins=40, histtype="step", color=colour, label=channel)
+    texts = {"mean": "mean of an image", "std": "standard deviation within an image"}
+    for axis, (statistic, text) in zip(axes, texts.items()):
+        for channel, color in zip("rgb", ("tab:red", "tab:green", "tab:blue")):
+            values = [row[f"{statistic}_{channel}"] for row in descriptions]
+            axis.hist(values, bins=40, histtype="step", color=color, label=channel)
         axis.set(xlabel=text, ylabel="images")
         axis.legend()
     return figure
 
 
-def show_case(axis, image: np.ndarray, *, truth: np.ndarray | None = None, pred_mask: np.ndarray | None = None, title: str = "") -> None:
-    """Draw an image (H, W, 3), thinned out to about 512 pixels, and outline its true mask (green) and the predicted one (magenta)."""
+def _show_case(
+    axis: plt.Axes,
+    image: np.ndarray,
+    true_mask: np.ndarray | None,
+    pred_mask: np.ndarray | None,
+    title: str,
+) -> None:
+    """Draw an image (H, W, 3), thinned out to about 512 pixels, with its true and predicted outlines."""
     every = max(1, max(image.shape) // 512)
     axis.imshow(image[::every, ::every])
-    for mask, colour in ((truth, TRUTH), (pred_mask, PREDICTION)):
+    for mask, color in ((true_mask, _TRUE), (pred_mask, _PREDICTED)):
         if mask is not None and mask.any() and not mask.all():
-            axis.contour(mask[::every, ::every], levels=[0.5], colors=colour, linewidths=1.2)
+            axis.contour(mask[::every, ::every], levels=[0.5], colors=color, linewidths=1.2)
     axis.set_title(title, fontsize=8)
     axis.axis("off")
 
 
-def plot_cases(images, truths=None, pred_masks=None, *, titles=None, columns: int = 6) -> Figure:
-    """A sheet of images (H, W, 3) with outlines: truth green, prediction magenta; the lists are as long as each other or None."""
+def plot_cases(images, true_masks=None, pred_masks=None, *, titles=None, columns: int = 6) -> Figure:
+    """A sheet of images (H, W, 3) with outlines: true masks green, predicted ones magenta.
+
+    Each list is as long as the list of images, or None.
+    """
     columns = min(columns, len(images))
     size = 12.6 / max(columns, 3)
     tallest = max(image.shape[0] / image.shape[1] for image in images)
     figure, axes = new_axes(len(images), columns=columns, size=size, height=min(tallest, 1.2) * size + 0.25)
     blank = [None] * len(images)
-    for axis, image, truth, pred_mask, title in zip(axes, images, truths or blank, pred_masks or blank, titles or [""] * len(images)):
-        show_case(axis, image, truth=truth, pred_mask=pred_mask, title=title)
+    each = zip(axes, images, true_masks or blank, pred_masks or blank, titles or [""] * len(images))
+    for axis, image, true_mask, pred_mask, title in each:
+        _show_case(axis, image, true_mask, pred_mask, title)
     return figure
 
 
 def plot_batch(images: Tensor, targets: Tensor, *, titles=None) -> Figure:
-    """A sheet of a batch, images (B, 3, S, S) and targets (B, 1, S, S) in [0, 1], each target outlined at one half."""
+    """A sheet of images (B, 3, S, S) with their targets (B, 1, S, S), in [0, 1], outlined at one half."""
     pictures = list(images.permute(0, 2, 3, 1).clamp(0, 1).numpy())
     return plot_cases(pictures, list(targets[:, 0].numpy() > 0.5), titles=titles)
 
 
 def plot_history(histories: Mapping[int, Sequence[Mapping]]) -> Figure:
-    """Curves over the epochs, a colour a fold: losses, Dice on validation and on training batches, learning rate."""
+    """Curves over the epochs, one color per fold: losses, Dice of validation and batches, learning rate."""
     panels = {
         "loss: combined, and BCE dashed": ("loss", "bce"),
         "Dice: validation, and training batches dashed": ("val_dice", "dice"),
@@ -97,9 +120,11 @@ def plot_history(histories: Mapping[int, Sequence[Mapping]]) -> Figure:
     figure, axes = new_axes(3, columns=3, size=4.2, height=3.2)
     for axis, (text, names) in zip(axes, panels.items()):
         for fold, history in histories.items():
+            epochs = [row["epoch"] for row in history]
             for name, style in zip(names, ("-", "--")):
                 label = f"fold {fold}" if style == "-" else None
-                axis.plot([row["epoch"] for row in history], [row[name] for row in history], style, color=f"C{fold % 10}", label=label)
+                values = [row[name] for row in history]
+                axis.plot(epochs, values, style, color=f"C{fold % 10}", label=label)
         axis.set_title(text, fontsize=9)
         axis.set_xlabel("epoch")
         axis.legend(fontsize=7)
@@ -107,20 +132,22 @@ def plot_history(histories: Mapping[int, Sequence[Mapping]]) -> Figure:
 
 
 def plot_gains(rows: Sequence[Mapping]) -> Figure:
-    """The gain of each way of post-processing over the first row, with its interval; the chosen one filled."""
+    """The gain of each post-processing over the first row, with its interval; the chosen one filled."""
     figure, (axis,) = new_axes(1, columns=1, size=7, height=0.22 * len(rows) + 0.8)
     for place, row in enumerate(rows):
         spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]
-        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color="tab:blue", mfc="tab:blue" if row["chosen"] else "white", capsize=3)
-    axis.axvline(0, color="grey", linewidth=1)
-    axis.set(yticks=range(len(rows)), yticklabels=[row["postprocess"] for row in rows], xlabel="validation Dice gained, 95 % interval")
+        fill = "tab:blue" if row["chosen"] else "white"
+        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color="tab:blue", mfc=fill, capsize=3)
+    axis.axvline(0, color="gray", linewidth=1)
+    axis.set(yticks=range(len(rows)), yticklabels=[row["postprocess"] for row in rows])
+    axis.set_xlabel("validation Dice gained, 95 % interval")
     axis.tick_params(axis="y", labelsize=8)
     axis.invert_yaxis()
     return figure
 
 
 def plot_scores(scores: np.ndarray) -> Figure:
-    """Histogram of the Dice of each image (N,), with the mean marked."""
+    """Histogram of each image's Dice (N,), with the mean marked."""
     figure, (axis,) = new_axes(1, columns=1, size=6, height=2.4)
     axis.hist(scores, bins=np.linspace(0, 1, 41))
     axis.axvline(np.mean(scores), color="tab:red", label=f"mean {np.mean(scores):.4f}")

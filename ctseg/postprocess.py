@@ -1,6 +1,9 @@
-"""From a probability map to the mask that is submitted; every departure from a plain threshold has to show on validation that it helps."""
+"""From a probability map to the mask that is submitted.
 
-from collections.abc import Callable, Mapping, Sequence
+Every departure from a plain threshold has to show on validation that it helps.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -8,12 +11,12 @@ from scipy import ndimage
 from skimage.measure import label
 
 from ctseg.metrics import bootstrap_interval
-from ctseg.transforms import Frame
+from ctseg.transforms import Letterbox
 
 
 @dataclass(frozen=True)
 class PostProcess:
-    """What is done to a probability map, in this order.
+    """The steps from a probability map to a mask, in this order.
 
     Args:
         smoothing: standard deviation of a Gaussian over the square, as a share of its side; 0 for none.
@@ -30,22 +33,26 @@ class PostProcess:
     min_area: float = 0.0
 
     def __str__(self) -> str:
-        changes = {name: value for name, value in asdict(self).items() if name != "threshold" and value}
-        return " + ".join([f"threshold {self.threshold:g}", *(n if v is True else f"{n} {v:g}" for n, v in changes.items())])
+        steps = {name: value for name, value in asdict(self).items() if name != "threshold" and value}
+        texts = [name if value is True else f"{name} {value:g}" for name, value in steps.items()]
+        return " + ".join([f"threshold {self.threshold:g}", *texts])
 
 
-def make_mask(square: np.ndarray, frame: Frame, chosen: PostProcess) -> np.ndarray:
-    """Turn a probability square, float32 (S, S) in [0, 1], into a mask, bool (H, W): the way back first, then the threshold."""
-    return postprocess_mask(make_probability(square, frame, chosen.smoothing) > chosen.threshold, chosen)
+def make_mask(probability: np.ndarray, letterbox: Letterbox, chosen: PostProcess) -> np.ndarray:
+    """Turn a probability, float32 (S, S), into a mask, bool (H, W): undo first, then the threshold."""
+    full = make_probability(probability, letterbox, chosen.smoothing)
+    return postprocess_mask(full > chosen.threshold, chosen)
 
 
-def make_probability(square: np.ndarray, frame: Frame, smoothing: float = 0.0) -> np.ndarray:
-    """Smooth a probability square, float32 (S, S), and bring it to the image's own size, float32 (H, W)."""
-    return frame.undo(ndimage.gaussian_filter(square, smoothing * len(square)) if smoothing else square)
+def make_probability(probability: np.ndarray, letterbox: Letterbox, smoothing: float = 0.0) -> np.ndarray:
+    """Smooth a probability, float32 (S, S), and bring it to the image's own size, float32 (H, W)."""
+    if smoothing:
+        probability = ndimage.gaussian_filter(probability, smoothing * len(probability))
+    return letterbox.undo(probability)
 
 
 def postprocess_mask(mask: np.ndarray, chosen: PostProcess) -> np.ndarray:
-    """Fill and remove what `chosen` says; bool (H, W) to the same, an empty mask stays empty."""
+    """Fill and remove as `chosen` says; bool (H, W) to the same, an empty mask stays empty."""
     boxes = ndimage.find_objects(mask.view(np.uint8))
     if not boxes:
         return mask
@@ -61,12 +68,23 @@ def postprocess_mask(mask: np.ndarray, chosen: PostProcess) -> np.ndarray:
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Fill background that foreground encloses; bool (H, W) to the same, an empty mask stays empty."""
+    """Fill background that foreground encloses; bool (H, W) to the same, an empty mask stays empty.
+
+    >>> ring = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
+    >>> fill_holes(ring).all()
+    np.True_
+    """
     return ndimage.binary_fill_holes(mask)
 
 
 def keep_largest_component(mask: np.ndarray) -> np.ndarray:
-    """Keep the largest 8-connected region, the first of equals; bool (H, W) to the same, an empty mask stays empty."""
+    """Keep the largest 8-connected region, the first of equals; bool (H, W) to the same, empty stays empty.
+
+    >>> mask = np.array([[1, 0, 0, 1], [0, 1, 0, 0]], bool)
+    >>> keep_largest_component(mask).astype(int)  # diagonal neighbors belong together
+    array([[1, 0, 0, 0],
+           [0, 1, 0, 0]])
+    """
     labels = label(mask, connectivity=2)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
@@ -74,7 +92,14 @@ def keep_largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def remove_small_components(mask: np.ndarray, min_pixels: float) -> np.ndarray:
-    """Remove 8-connected regions of fewer pixels than `min_pixels`; bool (H, W) to the same, an empty mask stays empty."""
+    """Remove 8-connected regions smaller than `min_pixels`; bool (H, W) to the same, empty stays empty.
+
+    >>> mask = np.array([[1, 1, 0, 1]], bool)
+    >>> remove_small_components(mask, 2).astype(int)
+    array([[1, 1, 0, 0]])
+    """
+    # scikit-image's remove_small_objects changed its argument and its limit in 0.26; these lines fit all
+    # versions.
     labels = label(mask, connectivity=2)
     large = np.bincount(labels.ravel()) >= min_pixels
     large[0] = False
@@ -82,56 +107,84 @@ def remove_small_components(mask: np.ndarray, min_pixels: float) -> np.ndarray:
 
 
 # The values that are tried, one change at a time.
-OPTIONS = {
+_OPTIONS = {
     "smoothing": (0.0, 0.005, 0.01, 0.02),
     "threshold": (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7),
     "fill_holes": (False, True),
     "keep_largest_component": (False, True),
     "min_area": (0.0, 0.0005, 0.002, 0.01),
 }
-MIN_CASES = 10  # a bootstrap interval of fewer is narrower than it should be, and of one image it has no width at all
-Score = Callable[[Sequence[PostProcess]], Mapping[PostProcess, np.ndarray]]  # each one's Dice of every validation case (N,)
+# A bootstrap interval of fewer cases is narrower than it should be, and that of one image has no width at
+# all.
+_MIN_CASES = 10
+ScoreEach = Callable[
+    [Sequence[PostProcess]], np.ndarray
+]  # C candidates to their Dice of N validation cases (C, N)
 
 
-def find_alternatives(start: PostProcess) -> list[PostProcess]:
+def _find_candidates(start: PostProcess) -> list[PostProcess]:
     """All that differ from `start` in one value."""
-    return [replace(start, **{name: value}) for name, values in OPTIONS.items() for value in values if value != getattr(start, name)]
+    options = [(name, value) for name, values in _OPTIONS.items() for value in values]
+    return [replace(start, **{name: value}) for name, value in options if value != getattr(start, name)]
 
 
-def choose_postprocess(score: Score, start: PostProcess, among: np.ndarray | slice = slice(None)) -> PostProcess:
-    """Change `start` one value at a time, as long as a change earns its place on the cases `among` (N,).
+def choose_postprocess(
+    score_each: ScoreEach, start: PostProcess, cases: np.ndarray | slice = slice(None)
+) -> PostProcess:
+    """Change `start` one value at a time, as long as a change helps on the `cases` (a boolean mask (N,)).
 
-    A change does if the 95 % paired bootstrap interval of its gain lies above zero; of several the one with the largest mean gain is
-    taken. Fewer than `MIN_CASES` cases decide nothing. To keep a step only if validation improves is nnU-Net's idea (Isensee et al. 2021).
+    A change helps if the 95 % paired bootstrap interval of its gain lies above zero; of several the one with
+    the largest mean gain is taken. Fewer than ten cases decide nothing. To keep a step only if validation
+    improves is nnU-Net's idea (Isensee et al. 2021).
     """
     while True:
-        scores = score([start, *find_alternatives(start)])
-        gains = {changed: (values - scores[start])[among] for changed, values in scores.items()}
-        helpful = [changed for changed, gain in gains.items() if len(gain) >= MIN_CASES and bootstrap_interval(gain)[0] > 0]
+        candidates = _find_candidates(start)
+        scores, *each = score_each([start, *candidates])[:, cases]
+        gains = {candidate: values - scores for candidate, values in zip(candidates, each)}
+        helpful = [
+            candidate
+            for candidate, gain in gains.items()
+            if len(gain) >= _MIN_CASES and bootstrap_interval(gain)[0] > 0
+        ]
         if not helpful:
             return start
-        start = max(helpful, key=lambda changed: gains[changed].mean())
+        start = max(helpful, key=lambda candidate: gains[candidate].mean())
 
 
-def cross_fit(score: Score, start: PostProcess, parts: np.ndarray) -> np.ndarray:
-    """Each case's Dice (N,) under what the cases of the other parts choose: the honest figure for a choice made on validation.
+def cross_fit(score_each: ScoreEach, start: PostProcess, folds: np.ndarray) -> np.ndarray:
+    """Each case's Dice (N,) under the post-processing that the other folds' cases choose.
 
-    `parts` (N,) numbers the parts, such as folds.
+    It is the honest score of a choice made on validation. `folds` (N,) numbers each case's fold.
     """
-    fitted = np.empty(len(parts))
-    for part in np.unique(parts):
-        chosen = choose_postprocess(score, start, parts != part)
-        fitted[parts == part] = score([chosen])[chosen][parts == part]
+    fitted = np.empty(len(folds))
+    for fold in np.unique(folds):
+        chosen = choose_postprocess(score_each, start, folds != fold)
+        fitted[folds == fold] = score_each([chosen])[0, folds == fold]
     return fitted
 
 
-def tabulate_choice(score: Score, start: PostProcess, chosen: PostProcess) -> list[dict]:
-    """One row for `start`, each change of it, and `chosen`: mean Dice, gain over `start` with its interval, images better and worse."""
-    scores = score(list(dict.fromkeys([start, *find_alternatives(start), chosen])))
+def tabulate_choice(score_each: ScoreEach, baseline: PostProcess, chosen: PostProcess) -> list[dict]:
+    """One row for `baseline`, each change of it, and `chosen`.
+
+    Mean Dice, gain over `baseline` with its 95 % interval, and the numbers of images that are better and
+    worse.
+    """
+    candidates = list(dict.fromkeys([baseline, *_find_candidates(baseline), chosen]))
+    scores = score_each(candidates)
     rows = []
-    for changed, values in scores.items():
-        gains = values - scores[start]
+    for candidate, values in zip(candidates, scores):
+        gains = values - scores[0]
         low, high = bootstrap_interval(gains)
-        row = {"postprocess": str(changed), "dice": float(values.mean()), "gain": float(gains.mean()), "gain_low": low, "gain_high": high}
-        rows.append(row | {"better": int((gains > 0).sum()), "worse": int((gains < 0).sum()), "chosen": changed == chosen})
+        rows.append(
+            {
+                "postprocess": str(candidate),
+                "dice": float(values.mean()),
+                "gain": float(gains.mean()),
+                "gain_low": low,
+                "gain_high": high,
+                "better": int((gains > 0).sum()),
+                "worse": int((gains < 0).sum()),
+                "chosen": candidate == chosen,
+            }
+        )
     return rows

@@ -1,4 +1,4 @@
-"""Probability squares, the masks they make at the images' own size, and validation predictions kept for later decisions."""
+"""Probabilities, the masks they make at the images' own size, and predictions kept for later decisions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -6,111 +6,166 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from ctseg.data import Case, SegmentationDataset, Squares, map_threads, read_mask
+from ctseg.data import Case, SegmentationDataset, TrainingSet, map_threads, read_mask
+from ctseg.device import MEMORY_FORMAT, autocast, choose_precision
 from ctseg.files import atomic_path, lock_folder
 from ctseg.metrics import dice_score
-from ctseg.model import predict_squares
 from ctseg.postprocess import PostProcess, make_mask, make_probability, postprocess_mask
-from ctseg.transforms import Frame, make_frame
+from ctseg.transforms import Letterbox, make_letterbox, to_float
+
+ORIENTATIONS = {  # of test-time augmentation, by name, as (quarter turns, mirrored)
+    "none": [(0, False)],
+    "flips": [(0, False), (0, True), (2, False), (2, True)],
+    "d4": [(rot90, mirrored) for rot90 in range(4) for mirrored in (False, True)],
+}
+
+
+@torch.inference_mode()
+def predict_probabilities(
+    model: nn.Module, images: Tensor, *, tta: str = "none", batch_size: int = 16
+) -> Tensor:
+    """Return probabilities float32 (N, S, S) on the CPU for uint8 images (N, 3, S, S).
+
+    The model is put into evaluation mode. `tta` names the orientations whose probabilities are averaged:
+    "none", "flips" (4) or "d4" (8: all that flips and quarter turns can make of a square).
+    """
+    device = next(model.parameters()).device
+    dtype = choose_precision(device)
+    model.eval()
+
+    def predict(oriented: Tensor) -> Tensor:
+        with autocast(device, dtype):
+            return model(oriented.contiguous(memory_format=MEMORY_FORMAT)).float().sigmoid()[:, 0]
+
+    probabilities = []
+    for batch in images.split(batch_size):
+        upright = to_float(batch.to(device))
+        mean = torch.zeros((), device=device)
+        for rot90, mirrored in ORIENTATIONS[tta]:
+            oriented = upright.rot90(rot90, (2, 3))
+            probability = predict(oriented.flip(3)).flip(2) if mirrored else predict(oriented)
+            mean = mean + probability.rot90(-rot90, (1, 2)) / len(ORIENTATIONS[tta])
+        probabilities.append(mean.cpu())
+    return torch.cat(probabilities)
 
 
 def predict_cases(
     models: Sequence[nn.Module], dataset: SegmentationDataset, *, tta: str = "none", batch_size: int = 8
-) -> Iterator[tuple[Case, np.ndarray, Frame]]:
-    """Yield (case, probability square float32 (S, S) in [0, 1], its frame), the mean over `models` and over the views of `tta`.
+) -> Iterator[tuple[Case, np.ndarray, Letterbox]]:
+    """Yield (case, probability float32 (S, S), its letterbox), the mean over models and orientations.
 
     Holds one batch at a time, however many images there are.
     """
     for start in range(0, len(dataset), batch_size):
         indices = range(start, min(start + batch_size, len(dataset)))
-        squares, _, frames = zip(*map_threads(dataset.__getitem__, indices))
-        batch = torch.stack(squares)
-        mean = torch.stack([predict_squares(model, batch, tta=tta) for model in models]).mean(dim=0).numpy()
-        yield from zip((dataset.cases[index] for index in indices), mean, frames)
+        images, _, letterboxes = zip(*map_threads(dataset.__getitem__, indices))
+        batch = torch.stack(images)
+        # (models, B, S, S)
+        each = torch.stack([predict_probabilities(model, batch, tta=tta) for model in models])
+        yield from zip((dataset.cases[index] for index in indices), each.mean(dim=0).numpy(), letterboxes)
 
 
 def predict_masks(
     models: Sequence[nn.Module], dataset: SegmentationDataset, chosen: PostProcess, *, tta: str = "none"
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (image_id, mask), bool (H, W) at the image's own size."""
-    for case, square, frame in predict_cases(models, dataset, tta=tta):
-        yield case.image_id, make_mask(square, frame, chosen)
+    for case, probability, letterbox in predict_cases(models, dataset, tta=tta):
+        yield case.image_id, make_mask(probability, letterbox, chosen)
 
 
-def write_masks(predictions: Iterable[tuple[str, np.ndarray]], folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Write each mask as `folder/<image_id>.png`, 0 and 255, and pass it on."""
+def write_masks(predictions: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
+    """Write each (image_id, mask) as `folder/<image_id>.png`, 0 and 255; one mask is held at a time."""
     with lock_folder(folder):
         for image_id, mask in predictions:
             with atomic_path(folder / f"{image_id}.png") as partial:
                 Image.fromarray(mask).convert("L").save(partial)
-            yield image_id, mask
 
 
-def score_masks(folder: Path, truths: Path) -> dict[str, float]:
-    """Dice of every `<image_id>.png` of `folder` with its namesake in `truths`, {image_id: Dice}."""
-    return {path.stem: dice_score(read_mask(path), read_mask(truths / path.name)) for path in sorted(folder.glob("[!.]*.png"))}
+def read_masks(folder: Path, cases: Sequence[Case]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (image_id, mask), bool (H, W), of each case as `write_masks` wrote it."""
+    for case in cases:
+        yield case.image_id, read_mask(folder / f"{case.image_id}.png")
 
 
-def write_oof(path: Path, model: nn.Module, validation: Squares, *, tta: str = "none") -> None:
-    """Keep out-of-fold predictions: image_ids (N,), sizes (N, 2) as (H, W), and probabilities as uint8 squares (N, S, S) of 0 … 255."""
-    probabilities = predict_squares(model, validation.images, tta=tta).numpy()
+def score_masks(folder: Path, true_masks: Path) -> dict[str, float]:
+    """Dice of every `<image_id>.png` of `folder` with its namesake in `true_masks`, {image_id: Dice}."""
+    paths = sorted(folder.glob("[!.]*.png"))
+    return {path.stem: dice_score(read_mask(path), read_mask(true_masks / path.name)) for path in paths}
+
+
+def write_oof(path: Path, model: nn.Module, validation: TrainingSet, *, tta: str = "none") -> None:
+    """Keep out-of-fold predictions of N cases.
+
+    image_ids (N,), sizes (N, 2) as (H, W), and probabilities uint8 (N, S, S), 255 times the probability.
+    """
+    probabilities = predict_probabilities(model, validation.images, tta=tta).numpy()
     with atomic_path(path) as partial:
         np.savez_compressed(
             partial,
             image_ids=[case.image_id for case in validation.cases],
-            sizes=[frame.original_size for frame in validation.frames],
+            sizes=[letterbox.original_size for letterbox in validation.letterboxes],
             probabilities=np.round(probabilities * 255).astype(np.uint8),
         )
 
 
-def read_oof(path: Path) -> dict[str, np.ndarray]:
-    """Read what `write_oof` kept, by name."""
-    with np.load(path) as kept:
-        return dict(kept)
+def _read_oof(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays that `write_oof` kept, by name."""
+    with np.load(path) as stored:
+        return dict(stored)
 
 
 class OutOfFold:
-    """Predictions on images that their network was not trained on, and what a way to make masks of them scores.
+    """Predictions on images that their network was not trained on, and what a post-processing of them scores.
 
     Args:
-        paths: files that `write_oof` left, one a fold.
+        paths: files that `write_oof` wrote, one per fold.
         cases: the training cases, among them those of the files.
 
     Attributes:
-        cases, frames: of the N predictions.
-        squares: uint8 (N, S, S), 255 times the probability.
-        parts: the number of the file that each comes from (N,); with a single file, of one of five parts of it.
+        cases, letterboxes: of the N predictions.
+        probabilities: uint8 (N, S, S), 255 times the probability.
+        folds: the number of the file that each comes from (N,); with a single file, of one of five parts of
+            it.
     """
 
     def __init__(self, paths: Sequence[Path], cases: Sequence[Case]):
         by_id = {case.image_id: case for case in cases}
-        files = [read_oof(path) for path in paths]
-        self.squares = np.concatenate([file["probabilities"] for file in files])
+        files = [_read_oof(path) for path in paths]
+        self.probabilities = np.concatenate([file["probabilities"] for file in files])
         self.cases = [by_id[str(image_id)] for file in files for image_id in file["image_ids"]]
-        self.frames = [make_frame((int(h), int(w)), self.squares.shape[-1]) for file in files for h, w in file["sizes"]]
+        sizes = [(int(height), int(width)) for file in files for height, width in file["sizes"]]
+        self.letterboxes = [make_letterbox(size, self.probabilities.shape[-1]) for size in sizes]
         counts = [len(file["sizes"]) for file in files]
-        self.parts = np.arange(counts[0]) % 5 if len(files) == 1 else np.repeat(np.arange(len(files)), counts)
-        self.scores: dict[PostProcess, np.ndarray] = {}
+        self.folds = np.arange(counts[0]) % 5 if len(files) == 1 else np.repeat(np.arange(len(files)), counts)
+        self._scores: dict[PostProcess, np.ndarray] = {}
 
-    def read(self, index: int) -> tuple[np.ndarray, Frame, np.ndarray]:
-        """Return (probability square float32 (S, S) in [0, 1], frame, truth bool (H, W)) of a prediction."""
-        return self.squares[index].astype(np.float32) / 255, self.frames[index], read_mask(self.cases[index].mask)
+    def read(self, index: int) -> tuple[np.ndarray, Letterbox, np.ndarray]:
+        """Return (probability float32 (S, S) in [0, 1], letterbox, true mask bool (H, W)) of a prediction."""
+        probability = self.probabilities[index].astype(np.float32) / 255
+        return probability, self.letterboxes[index], read_mask(self.cases[index].mask)
 
-    def score(self, choices: Sequence[PostProcess]) -> dict[PostProcess, np.ndarray]:
-        """Return each choice's Dice of every case at its own size, (N,) in [0, 1]; what was asked before is remembered."""
-        new = [chosen for chosen in choices if chosen not in self.scores]
+    def score(self, candidate: PostProcess) -> np.ndarray:
+        """Return a candidate's Dice of every case at its own size, (N,) in [0, 1]."""
+        return self.score_each([candidate])[0]
 
-        def score_case(index: int) -> list[float]:
-            (square, frame, truth), scores = self.read(index), {}
-            for smoothing in {chosen.smoothing for chosen in new}:
-                probability = make_probability(square, frame, smoothing)  # one at a time: 49 MB for 12 megapixels
-                for chosen in new:
-                    if chosen.smoothing == smoothing:
-                        scores[chosen] = dice_score(postprocess_mask(probability > chosen.threshold, chosen), truth)
-            return [scores[chosen] for chosen in new]
-
+    def score_each(self, candidates: Sequence[PostProcess]) -> np.ndarray:
+        """Return C candidates' Dice of every case, (C, N) in [0, 1]; known ones are remembered."""
+        new = [candidate for candidate in dict.fromkeys(candidates) if candidate not in self._scores]
         if new:
-            self.scores |= dict(zip(new, np.array(list(map_threads(score_case, range(len(self.cases))))).T))
-        return {chosen: self.scores[chosen] for chosen in choices}
+            rows = list(map_threads(lambda index: self._score_case(index, new), range(len(self.cases))))
+            self._scores |= dict(zip(new, np.array(rows).T))
+        return np.array([self._scores[candidate] for candidate in candidates])
+
+    def _score_case(self, index: int, candidates: Sequence[PostProcess]) -> list[float]:
+        """Dice of one case under each candidate."""
+        (probability, letterbox, true_mask), scores = self.read(index), {}
+        for smoothing in {candidate.smoothing for candidate in candidates}:
+            # One full-sized map at a time: 49 MB for 12 megapixels.
+            full = make_probability(probability, letterbox, smoothing)
+            for candidate in candidates:
+                if candidate.smoothing == smoothing:
+                    pred_mask = postprocess_mask(full > candidate.threshold, candidate)
+                    scores[candidate] = dice_score(pred_mask, true_mask)
+        return [scores[candidate] for candidate in candidates]

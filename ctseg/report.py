@@ -1,9 +1,8 @@
-"""What a run leaves for people: its figures in `summary.json`, one `report.html`, and a few lines on the terminal.
+"""A run for people: its scores in `summary.json`, one `report.html`, and a few lines on the terminal.
 
-`python -m ctseg.report runs/<run>` joins the executed notebooks into the report and prints the figures.
+`python -m ctseg.report runs/<run>` joins the executed notebooks into the report and prints the scores.
 """
 
-import json
 import os
 import platform
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from nbconvert import HTMLExporter
 
-from ctseg.files import read_csv, write_json, write_text
+from ctseg.files import read_csv, read_json, write_json, write_text
 from ctseg.metrics import bootstrap_interval
 
 
@@ -29,64 +28,77 @@ def summarize(scores: Sequence[float]) -> dict:
 
 
 def describe_environment() -> dict:
-    """Device, versions and git commit ("+changes" where the tree is not clean), to be kept with a run's figures."""
+    """Device, versions and git commit ("+changes" if the tree is not clean), to be kept with the scores."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    versions = {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "numpy", "scipy", "pillow")},
+    packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "scipy", "pillow")}
+    return {
+        "device": device,
+        "versions": {"python": platform.python_version(), **packages},
+        "git_commit": _find_commit(),
     }
-    commit = ""
-    if shutil.which("git"):
-        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    return {"device": device, "versions": versions, "git_commit": commit or None}
 
 
-def write_summary(folder: Path, *, scores: Mapping[str, Mapping], postprocess: str) -> dict:
-    """Write `summary.json`: scores as `summarize` gives them, post-processing, what failed, training seconds by fold, environment."""
+def _find_commit() -> str | None:
+    """The commit of this code; None without git."""
+    if not shutil.which("git"):
+        return None
+    describe = ["describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    command = ["git", "-C", str(Path(__file__).parent), *describe]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+
+
+def write_summary(run_dir: Path, *, scores: Mapping[str, Mapping], postprocess: str) -> dict:
+    """Write `summary.json`.
+
+    Scores as `summarize` gives them, post-processing, failed folds, training seconds by fold, environment.
+    """
+    failures = sorted(run_dir.glob("failed_fold*.txt"))
+    histories = sorted(run_dir.glob("fold*/history.csv"))
     summary = {
-        "run": folder.name,
+        "run": run_dir.name,
         "scores": dict(scores),
         "postprocess": postprocess,
-        "failed": {path.stem.removeprefix("failed_"): last_line(path) for path in sorted(folder.glob("failed_fold*.txt"))},
+        "failed": {path.stem.removeprefix("failed_"): _last_line(path) for path in failures},
         "train_seconds": {
-            path.parent.name: sum(float(row["seconds"]) for row in read_csv(path)) for path in sorted(folder.glob("fold*/history.csv"))
+            path.parent.name: sum(float(row["seconds"]) for row in read_csv(path)) for path in histories
         },
         **describe_environment(),
     }
-    write_json(summary, folder / "summary.json")
+    write_json(summary, run_dir / "summary.json")
     return summary
 
 
-def last_line(path: Path) -> str:
-    """The last line of a traceback: what went wrong."""
+def _last_line(path: Path) -> str:
+    """The last line of a traceback: the error."""
     return path.read_text(encoding="utf-8").strip().rpartition("\n")[2]
 
 
-def write_report(folder: Path) -> Path:
-    """Join the executed notebooks `NN_*.ipynb` of a run, in order, into `report.html` (code folded away: text, tables and pictures)."""
-    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+def write_report(run_dir: Path) -> Path:
+    """Join a run's executed notebooks `NN_*.ipynb` into `report.html`: text, tables, pictures."""
+    paths = sorted(run_dir.glob("[0-9][0-9]_*.ipynb"))
     if not paths:
-        raise FileNotFoundError(f"no executed notebook in {folder}; run 'make run RUN={folder.name}' first")
+        raise FileNotFoundError(f"no executed notebook in {run_dir}; run 'make run RUN={run_dir.name}' first")
     notebooks = [nbformat.read(path, as_version=4) for path in paths]
     joined = nbformat.v4.new_notebook(metadata=notebooks[0].metadata)
-    joined.metadata.title = f"ctseg: {folder.name}"
+    joined.metadata.title = f"ctseg: {run_dir.name}"
     joined.cells = [cell for notebook in notebooks for cell in notebook.cells]
-    html, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(joined)
-    write_text(html, folder / "report.html")
-    return folder / "report.html"
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    html, _ = exporter.from_notebook_node(joined)
+    write_text(html, run_dir / "report.html")
+    return run_dir / "report.html"
 
 
-def print_summary(folder: Path) -> None:
+def print_summary(run_dir: Path) -> None:
     """Print a run's scores and where its files are."""
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(run_dir / "summary.json")
     for name, score in summary["scores"].items():
-        print(f"{name:<28} Dice {score['dice']:.4f}  [{score['low']:.4f}, {score['high']:.4f}]  {score['n']} images")
+        interval = f"[{score['low']:.4f}, {score['high']:.4f}]"
+        print(f"{name:<28} Dice {score['dice']:.4f}  {interval}  {score['n']} images")
     for name, reason in summary["failed"].items():
         print(f"{'FAILED, left out':<28} {name}: {reason}")
     print(f"{'applied':<28} {summary['postprocess']}")
-    print(f"{'submission':<28} {folder / 'submission.csv'}")
-    print(f"{'report':<28} {folder / 'report.html'}")
+    print(f"{'submission':<28} {run_dir / 'submission.csv'}")
+    print(f"{'report':<28} {run_dir / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Build one Kaggle notebook out of the module and the four notebooks, and the metadata that `kaggle kernels push` wants beside it.
+"""Build one Kaggle notebook out of the module and the notebooks, and the metadata to push it with.
 
-`make kernel ARGS="-p name value -f best.yaml"`; `python kaggle_kernel/build.py --help` lists the rest. The same sources give the same
-bytes.
+`make kernel ARGS="-p name value -f best.yaml"`; `python kaggle_kernel/build.py --help` lists the rest. The
+same sources give the same bytes.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jupytext
@@ -19,68 +19,94 @@ import nbformat
 import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from papermill.parameterize import parameterize_notebook
 
-from ctseg.config import PRESETS, Config, parse_value
-from ctseg.data import COMPETITION
-from ctseg.files import write_json, write_text
+import ctseg
+from ctseg.config import Config, fill_settings, parse_value
+from ctseg.contest import SLUG
+from ctseg.files import read_json, write_json, write_text
+from ctseg.model import check_encoder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-NAMES = ("01_eda", "02_transforms", "03_train", "04_postprocess_submit")
-UNPACKED = "/tmp/ctseg_kernel"  # below /kaggle/working it would become output
-MAX_BYTES = 900_000  # of the JSON text that is sent; Kaggle's limit is 1,000,000
-DEFAULTS = {"preset": "strong"}
-SECRETS = (
+_UNPACKED = "/tmp/ctseg_kernel"  # below /kaggle/working it would become output
+_MAX_BYTES = 900_000  # of the JSON text that is sent; Kaggle's limit is 1,000,000
+_DEFAULTS = {"preset": "strong"}
+_SECRETS = (
     r"KGAT_\w{16,}",  # Kaggle's API token
     r"[\"']key[\"']\s*:\s*[\"']\w{16,}",  # of kaggle.json
-    r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])",  # Kaggle's key, wherever it stands
+    r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])",  # Kaggle's key, wherever it is
     r"AKIA[0-9A-Z]{16}",
     r"\b(gh[pousr]|github_pat|hf|sk|xox[bp])[_-]\w{20,}",
     r"-----BEGIN [A-Z ]*PRIVATE KEY",
 )
+_UNPACK = f"""import os
+import shutil
+import sys
+
+shutil.rmtree("{_UNPACKED}", ignore_errors=True)
+os.makedirs("{_UNPACKED}/ctseg")
+os.makedirs("{_UNPACKED}/kaggle_kernel")
+sys.path.insert(0, "{_UNPACKED}")
+os.environ["PYTHONPATH"] = "{_UNPACKED}"  # of the processes that train a fold each"""
 
 
 def build_kernel(root: Path, parameters: dict) -> NotebookNode:
-    """Make the notebook from the repository at `root`, with `parameters` written into its parameters cell."""
-    sources = sorted([*root.glob("ctseg/*.py"), *root.glob("notebooks/*.py"), *root.glob("kaggle_kernel/*.py")])
+    """Make the notebook from the repository at `root`, with `parameters` as papermill would inject them."""
+    folders = ("ctseg", "kaggle_kernel", "notebooks")
+    sources = sorted(path for folder in folders for path in root.glob(f"{folder}/*.py"))
+    stories = [jupytext.read(path).cells for path in sorted(root.glob("notebooks/[0-9]*.py"))]
     cells = [
-        new_markdown_cell(describe_origin(root, sources)),
-        *make_parameters(root, parameters),
-        *unpack_module([path for path in sources if path.parent.name == "ctseg"]),
-        new_markdown_cell("## Ready?\n\nThe GPUs; a run of the same name, if one is attached; the settings."),
-        new_code_cell("from ctseg.kaggle import attach_run, check_gpus, tidy_run\n\nprint(check_gpus())"),
-        new_code_cell("attach_run(run, data_root)"),
-        new_code_cell(
-            "from ctseg.config import make_config, open_run\n\n"
-            "config = make_config(globals(), of_run=True)\nrun_dir = open_run(config)\nconfig"
+        new_markdown_cell(_describe_origin(root, sources)),
+        *_find_parameters(stories),
+        new_markdown_cell(
+            "## The module\n\nOne cell per file, in the order of the map in `ctseg/__init__.py`."
         ),
-        *(cell for name in NAMES for cell in tell_story(root / "notebooks" / f"{name}.py")),
-        new_markdown_cell("# The submission\n\nBeside `runs/`, and valid; checkpoints and other files that nobody downloads are removed."),
+        new_code_cell(_UNPACK),
+        *map(_write_file, _sort_by_map(root)),
+        new_markdown_cell("## Ready?\n\nThe GPUs; a run of the same name, if one is attached; the settings."),
+        new_code_cell("from ctseg.device import check_gpus\n\nprint(check_gpus())"),
+        new_code_cell("from kaggle_kernel.session import attach_run, tidy_run\n\nattach_run(run, data_root)"),
+        new_code_cell("from ctseg.runs import make_config_of_run, open_run, read_parameters"),
+        *(cell for cell in _find_cells(stories[-1], "setup") if cell.cell_type == "code"),
+        *(cell for story in stories for cell in _tell(story)),
+        new_markdown_cell(
+            "# The submission\n\nNext to `runs/`, and valid; checkpoints and other files that nobody "
+            "downloads are removed."
+        ),
         new_code_cell('tidy_run(run_dir, test.cases)\nprint(open("submission.csv").read(200))'),
     ]
-    for index, cell in enumerate(cells):  # nbformat draws ids at random
-        cell.id = hashlib.sha256(f"{index} {cell.source}".encode()).hexdigest()[:8]
     kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return new_notebook(cells=cells, metadata={"kernelspec": kernelspec, "language_info": {"name": "python"}})
+    metadata = {"kernelspec": kernelspec, "language_info": {"name": "python"}, "papermill": {}}
+    for cell in cells:
+        cell.metadata.setdefault("tags", [])  # papermill looks at every cell's
+    kernel = parameterize_notebook(new_notebook(cells=cells, metadata=metadata), parameters)
+    del kernel.metadata["papermill"]
+    for index, cell in enumerate(kernel.cells):  # nbformat draws ids at random
+        cell.id = hashlib.sha256(f"{index} {cell.source}".encode()).hexdigest()[:8]
+    return kernel
 
 
-def describe_origin(root: Path, sources: Sequence[Path]) -> str:
+def _describe_origin(root: Path, sources: Sequence[Path]) -> str:
     """The first cell: that it is generated, and from what."""
     digest = hashlib.sha256()
     for path in sources:
         digest.update(f"{path.relative_to(root)}\n{path.read_text(encoding='utf-8')}\n".encode())
     return (
-        f"# {COMPETITION}: from the data to the submission\n\n"
-        "Generated by `make kernel` of the kit **ctseg**: its module as plain text (folded away), then its notebooks' story. Change the "
-        f"kit and build again, rather than this copy.\n\nSources: sha256 `{digest.hexdigest()}`{find_commit(root)}"
+        f"# {SLUG}: from the data to the submission\n\n"
+        "Generated by `make kernel` of the kit **ctseg**: its module as plain text (folded away), then the "
+        "story of its notebooks. Change the kit and build again, rather than this copy.\n\n"
+        f"Sources: sha256 `{digest.hexdigest()}`{_find_commit(root)}"
     )
 
 
-def find_commit(root: Path) -> str:
-    """The last commit of the sources as ", commit …", or "" where they have changed since, or there is no git."""
+def _find_commit(root: Path) -> str:
+    """The last commit of the sources as ", commit …"; "" if they have changed since, or without git."""
     folders = ["--", "ctseg", "notebooks", "kaggle_kernel"]
     try:
         changes, commit = (
-            subprocess.run(["git", "-C", root, *command, *folders], capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(
+                ["git", "-C", root, *command, *folders], capture_output=True, text=True, check=True
+            ).stdout.strip()
             for command in (["status", "--porcelain"], ["log", "-1", "--format=%H"])
         )
     except (OSError, subprocess.CalledProcessError):
@@ -88,113 +114,119 @@ def find_commit(root: Path) -> str:
     return f", commit `{commit}`" if commit and not changes else ""
 
 
-def make_parameters(root: Path, parameters: dict) -> list[NotebookNode]:
-    """The notebooks' parameters cell with its text, with values replaced, and further settings below."""
-    cells = read_cells(root / "notebooks" / f"{NAMES[0]}.py")
-    place = next(index for index, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
-    text, cell = cells[place - 1 : place + 1]
-    rest = dict(parameters)
-
-    def fill(line: re.Match) -> str:
-        name, declared, value, comment = line.groups()
-        return f"{name}{declared}{write_literal(rest.pop(name)) if name in rest else value}{comment}"
-
-    source = re.sub(r"^(\w+)(: \w+ = )(.+?)(  # .*)$", fill, cell.source, flags=re.MULTILINE)
-    cell.source = "\n".join([source, *(f"{name} = {write_literal(value)}" for name, value in rest.items())])
-    return [text, cell]
+def _find_cells(cells: Sequence[NotebookNode], *tags: str) -> list[NotebookNode]:
+    """The cells that have one of the tags."""
+    return [cell for cell in cells if set(tags) & set(cell.metadata.get("tags", []))]
 
 
-def write_literal(value) -> str:
-    """A value as Python source, text in double quotes."""
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+def _find_parameters(stories: Sequence[Sequence[NotebookNode]]) -> list[NotebookNode]:
+    """The parameters cell that shows the most, training's, and the text above it."""
+    story = max(stories, key=lambda cells: len(_find_cells(cells, "parameters")[0].source))
+    text, *_ = _find_cells(story, "setup")
+    return [text, *_find_cells(story, "parameters")]
 
 
-def unpack_module(sources: Sequence[Path]) -> Iterator[NotebookNode]:
-    """Cells that write the module's files, and make them importable here and in worker processes."""
-    yield new_markdown_cell("## The module\n\nOne cell a file, in the order of their names.")
-    yield new_code_cell(
-        "import os\nimport shutil\nimport sys\n\n"
-        f'shutil.rmtree("{UNPACKED}", ignore_errors=True)\nos.makedirs("{UNPACKED}/ctseg")\n'
-        f'sys.path.insert(0, "{UNPACKED}")\nos.environ["PYTHONPATH"] = "{UNPACKED}"  # of the processes that train a fold each'
-    )
-    for path in sources:
-        text = path.read_text(encoding="utf-8").removesuffix("\n")
-        yield new_code_cell(f"%%writefile {UNPACKED}/ctseg/{path.name}\n{text}", metadata={"_kg_hide-input": True, "_kg_hide-output": True})
+def _tell(story: Sequence[NotebookNode]) -> list[NotebookNode]:
+    """The cells of a notebook without its parameters and settings, which the kernel has once and for all."""
+    own = _find_cells(story, "parameters", "setup")
+    return [cell for cell in story if cell not in own]
 
 
-def tell_story(path: Path) -> Iterator[NotebookNode]:
-    """The cells of a notebook without its parameters and its settings, which the kernel has once and for all."""
-    inside = False
-    for cell in read_cells(path):
-        inside = inside or cell.source.startswith("## Parameters")
-        if not inside:
-            yield cell
-        elif "make_config(globals()" in cell.source:
-            inside = False
+def _sort_by_map(root: Path) -> list[Path]:
+    """The files of the module in the order of its map, new ones last; then what only a kernel does."""
+    order = re.findall(r"\w+\.py", ctseg.__doc__)
+    places = {name: place for place, name in enumerate(["__init__.py", *order])}
+    files = sorted(root.glob("ctseg/*.py"), key=lambda path: (places.get(path.name, len(places)), path.name))
+    return [*files, root / "kaggle_kernel" / "session.py"]
 
 
-def read_cells(path: Path) -> list[NotebookNode]:
-    """The cells of a notebook's text, without outputs."""
-    return jupytext.read(path).cells
+def _write_file(path: Path) -> NotebookNode:
+    """The cell that writes a file of the sources, folded away."""
+    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    folded = {"_kg_hide-input": True, "_kg_hide-output": True}
+    return new_code_cell(f"%%writefile {_UNPACKED}/{path.parent.name}/{path.name}\n{text}", metadata=folded)
 
 
-def check_kernel(kernel: NotebookNode, root: Path) -> int:
+def _check_kernel(kernel: NotebookNode, root: Path) -> int:
     """Return the size in bytes of the text that is sent.
 
     Raises:
         ValueError: it is too large, holds something that looks like a credential, or a path of this machine.
     """
     size = len(json.dumps(kernel))  # as the client encodes it
-    if size > MAX_BYTES:
-        raise ValueError(f"the kernel has {size:,} bytes, expected at most {MAX_BYTES:,}; shorten what it is built from")
-    known = [value for name, value in os.environ.items() if re.search("KAGGLE.*(KEY|TOKEN)", name) and len(value) > 7]
+    if size > _MAX_BYTES:
+        raise ValueError(
+            f"the kernel has {size:,} bytes, expected at most {_MAX_BYTES:,}; shorten what it is built from"
+        )
+    variables = {name: value for name, value in os.environ.items() if re.search("KAGGLE.*(KEY|TOKEN)", name)}
+    known = [value for value in variables.values() if len(value) > 7]
     for cell in kernel.cells:
         where = f"in the kernel's cell that begins with {cell.source.splitlines()[0][:80]!r}"
-        if any(re.search(pattern, cell.source) for pattern in SECRETS) or any(value in cell.source for value in known):
-            raise ValueError(f"what looks like a credential {where}; remove it, and renew it if it was seen elsewhere")
+        is_secret = any(re.search(pattern, cell.source) for pattern in _SECRETS)
+        if is_secret or any(value in cell.source for value in known):
+            raise ValueError(
+                f"what looks like a credential {where}; remove it, and renew it if it was seen elsewhere"
+            )
         for private in (str(root), str(Path.home())):
             if re.search(rf"{re.escape(private)}(?![\w.-])", cell.source):
                 raise ValueError(f"a path of this machine, {private}, {where}; remove it")
     return size
 
 
-def check_parameters(parameters: dict, *, internet: bool, attached: bool) -> None:
+def _check_parameters(parameters: dict, *, internet: bool, attached: bool) -> None:
     """Refuse here what would fail on Kaggle.
 
     Raises:
-        ValueError, TypeError: an unknown name or preset, a value of the wrong type or range, or data or weights that are not on Kaggle.
+        ValueError, TypeError: an unknown name, preset or encoder, a value of the wrong type or range, or data
+            or weights that are not on Kaggle.
     """
-    unknown = [name for name in parameters if name not in Config.__dataclass_fields__]
-    if unknown or parameters["preset"] not in PRESETS:
-        raise ValueError(
-            f"unknown parameter {unknown[0]!r}" if unknown else f"unknown preset {parameters['preset']!r}; {', '.join(PRESETS)}"
-        )
-    config = Config(**PRESETS[parameters["preset"]] | {name: value for name, value in parameters.items() if value is not None})
+    config = Config(**fill_settings(parameters))
+    check_encoder(config.encoder)
     for name in ("data_root", "weights"):
         value = getattr(config, name)
         if value not in ("", "default") and not value.startswith("/kaggle/input/"):
+            otherwise = {
+                "data_root": "nothing, which finds the contest's data",
+                "weights": "'default', or '' for scratch",
+            }
             raise ValueError(
-                f"{name} {value!r} is not on Kaggle; expected a path below /kaggle/input, where data sets and models are mounted, or "
-                + ("nothing, which finds the contest's data" if name == "data_root" else "'default', or '' for scratch")
+                f"{name} {value!r} is not on Kaggle; expected a path below /kaggle/input, where data sets "
+                f"and models are mounted, or {otherwise[name]}"
             )
     if config.weights and not internet and not attached:
         raise ValueError(
-            f"weights {config.weights!r} without internet; attach the file with --dataset owner/slug (or --model), or --internet"
+            f"weights {config.weights!r} without internet; attach the file with --dataset owner/slug (or "
+            "--model), or --internet"
         )
 
 
-def make_metadata(user: str, title: str, *, internet: bool, datasets: Sequence[str], models: Sequence[str], kernels: Sequence[str]) -> dict:
-    """The content of `kernel-metadata.json`, every field that matters written out (the client's defaults differ).
+def _make_metadata(
+    user: str,
+    title: str,
+    *,
+    internet: bool,
+    datasets: Sequence[str],
+    models: Sequence[str],
+    kernels: Sequence[str],
+) -> dict:
+    """The content of `kernel-metadata.json`, every field written out (the client's defaults differ).
 
     Raises:
         ValueError: a title or a source that the client or Kaggle would refuse, or misread.
     """
     if not re.fullmatch(r"[A-Za-z0-9]+([ -][A-Za-z0-9]+)*", title) or not 5 <= len(title) <= 50:
-        raise ValueError(f"title {title!r}: expected 5 to 50 letters, digits and single spaces, from which Kaggle makes the address")
-    for name, sources, parts in (("dataset", datasets, 2), ("kernel", kernels, 2), ("model", models, 5)):
+        raise ValueError(
+            f"title {title!r}: expected 5 to 50 letters, digits and single spaces, from which Kaggle makes "
+            "the address"
+        )
+    forms = {
+        "dataset": "owner/slug",
+        "kernel": "owner/slug",
+        "model": "owner/model/framework/variation/version",
+    }
+    for (name, form), sources in zip(forms.items(), (datasets, kernels, models)):
         for source in sources:
-            if not re.fullmatch(rf"[\w.-]+(/[\w.-]+){{{parts - 1}}}", source):
-                form = {2: "owner/slug", 5: "owner/model/framework/variation/version"}[parts]
+            if not re.fullmatch(rf"[\w.-]+(/[\w.-]+){{{form.count('/')}}}", source):
                 raise ValueError(f"{name} source {source!r}: expected {form}")
     return {
         "id": f"{user}/{title.lower().replace(' ', '-')}",
@@ -207,7 +239,7 @@ def make_metadata(user: str, title: str, *, internet: bool, datasets: Sequence[s
         "enable_tpu": False,
         "enable_internet": internet,
         "machine_shape": "NvidiaTeslaT4",
-        "competition_sources": [COMPETITION],
+        "competition_sources": [SLUG],
         "dataset_sources": list(datasets),
         "kernel_sources": list(kernels),
         "model_sources": list(models),
@@ -215,7 +247,7 @@ def make_metadata(user: str, title: str, *, internet: bool, datasets: Sequence[s
     }
 
 
-def find_user() -> str:
+def _find_user() -> str:
     """The user's name on Kaggle, from KAGGLE_USERNAME or kaggle.json.
 
     Raises:
@@ -223,51 +255,81 @@ def find_user() -> str:
     """
     path = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
     try:
-        user = os.environ.get("KAGGLE_USERNAME") or json.loads(path.read_text())["username"]
+        user = os.environ.get("KAGGLE_USERNAME") or read_json(path)["username"]
     except (OSError, ValueError, KeyError, TypeError):
         user = ""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", user):
-        raise ValueError(f"no Kaggle user name, got {user!r}; set KAGGLE_USERNAME, or save Kaggle's API key as {path}")
+        raise ValueError(
+            f"no Kaggle user name, got {user!r}; set KAGGLE_USERNAME, or save Kaggle's API key as {path}"
+        )
     return user
 
 
-def read_parameters(arguments: argparse.Namespace) -> dict:
-    """The parameters of the command line: files first, single values over them; a file's data_root is that of another machine."""
+def _read_parameters(arguments: argparse.Namespace) -> dict:
+    """The parameters of the command line: files first, single values over them.
+
+    A file's data_root is that of another machine, and is dropped.
+    """
     parameters = {}
     for path in arguments.file:
-        parameters |= json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+        parameters |= read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_text())
         parameters.pop("data_root", None)
     parameters |= {name: parse_value(value) for name, value in arguments.p} | dict(arguments.r)
-    return DEFAULTS | parameters | ({"run": str(parameters["run"])} if "run" in parameters else {})
+    run = {"run": str(parameters["run"])} if "run" in parameters else {}
+    return _DEFAULTS | parameters | run
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    pair = {"nargs": 2, "action": "append", "default": []}
+    parser.add_argument("-p", **pair, metavar=("NAME", "VALUE"), help="a parameter of the notebooks")
+    parser.add_argument(
+        "-r", **pair, metavar=("NAME", "TEXT"), help="the same, as text whatever it looks like"
+    )
+    parser.add_argument(
+        "-f",
+        "--file",
+        type=Path,
+        action="append",
+        default=[],
+        help="YAML or JSON with parameters, such as a run's config.json",
+    )
+    parser.add_argument(
+        "--title", default="ctseg segmentation", help="on Kaggle; its address is made from it"
+    )
+    parser.add_argument(
+        "--internet",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on: torchvision downloads the encoder",
+    )
+    for name in ("dataset", "model", "kernel"):
+        attach = f"a {name} on Kaggle to attach; may be given again"
+        parser.add_argument(f"--{name}", action="append", default=[], help=attach)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter of the notebooks")
-    parser.add_argument(
-        "-r", nargs=2, action="append", default=[], metavar=("NAME", "TEXT"), help="the same, as text whatever it looks like"
-    )
-    parser.add_argument(
-        "-f", "--file", type=Path, action="append", default=[], help="YAML or JSON with parameters, such as a run's config.json"
-    )
-    parser.add_argument("--title", default="ctseg segmentation", help="on Kaggle; its address is made from it")
-    parser.add_argument("--internet", action=argparse.BooleanOptionalAction, default=True, help="on: torchvision downloads the encoder")
-    for name in ("dataset", "model", "kernel"):
-        parser.add_argument(f"--{name}", action="append", default=[], help=f"a {name} on Kaggle to attach; may be given again")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
-    arguments = parser.parse_args(argv)
+    """Build the kernel and its metadata as the command line says, or say why not and end with status 1."""
+    arguments = _parse(argv)
+    internet = arguments.internet
     sources = {"datasets": arguments.dataset, "models": arguments.model, "kernels": arguments.kernel}
     try:
-        parameters = read_parameters(arguments)
-        check_parameters(parameters, internet=arguments.internet, attached=any(sources.values()))
+        parameters = _read_parameters(arguments)
+        _check_parameters(parameters, internet=internet, attached=any(sources.values()))
         kernel = build_kernel(REPOSITORY, parameters)
-        size = check_kernel(kernel, REPOSITORY)
-        metadata = make_metadata(find_user(), arguments.title, internet=arguments.internet, **sources)
+        size = _check_kernel(kernel, REPOSITORY)
+        metadata = _make_metadata(_find_user(), arguments.title, internet=internet, **sources)
     except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
         sys.exit(f"kernel not built: {error}")
-    write_text(nbformat.writes(kernel, indent=1) + "\n", arguments.out / metadata["code_file"])
+    path = arguments.out / metadata["code_file"]
+    write_text(nbformat.writes(kernel, indent=1) + "\n", path)
     write_json(metadata, arguments.out / "kernel-metadata.json")
-    print(f"{arguments.out / metadata['code_file']}: {len(kernel.cells)} cells, {size:,} bytes as sent, for {metadata['id']}")
+    print(f"{path}: {len(kernel.cells)} cells, {size:,} bytes as sent, for {metadata['id']}")
     print(", ".join(f"{name} {value}" for name, value in parameters.items()))
 
 

@@ -1,11 +1,10 @@
-"""Push, fetch and submit with Kaggle's own client, and take its word for nothing: it ends with status 0 after many a refusal.
+"""Push, fetch and submit with Kaggle's own client, checked: it ends with status 0 after many a refusal.
 
 `make push`, `make output`, `make submit RUN=name` and `make download` call it.
 """
 
 import argparse
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -13,33 +12,41 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctseg.config import find_run
-from ctseg.data import COMPETITION, find_cases, find_data_root, find_repository
+from ctseg.contest import SLUG
+from ctseg.data import find_cases
+from ctseg.files import read_json
+from ctseg.paths import find_data_root, find_repository, find_run_dir
 from ctseg.report import describe_environment
 from ctseg.submission import check_submission
 
 FOLDER = Path(__file__).parent
-RULES = f"join the contest and accept its rules, at kaggle.com/competitions/{COMPETITION}/rules, with the account of the key"
-ADVICE = {  # what the client or the server says: what to do about it
-    r"Authentication required|\b401\b|Unauthenticated": "save Kaggle's API key as ~/.kaggle/kaggle.json, or set KAGGLE_API_TOKEN",
-    "competition sources": RULES,
-    r"\b403\b|Forbidden|rules": RULES,
-    "quota": "GPU hours are 30 a week; wait, or push with machine_shape and enable_gpu changed in kernel-metadata.json",
+_RULES_PAGE = f"kaggle.com/competitions/{SLUG}/rules"
+_RULES = f"join the contest and accept its rules, at {_RULES_PAGE}, with the account of the key"
+_KEY = "save Kaggle's API key as ~/.kaggle/kaggle.json, or set KAGGLE_API_TOKEN"
+_QUOTA = (
+    "GPU hours are 30 a week; wait, or push with machine_shape and enable_gpu changed in kernel-metadata.json"
+)
+_ADVICE = {  # a pattern of the client's or the server's answer: the way out
+    r"Authentication required|\b401\b|Unauthenticated": _KEY,
+    "competition sources": _RULES,
+    r"\b403\b|Forbidden|rules": _RULES,
+    "quota": _QUOTA,
     "session": "two GPU sessions run at once; stop one on kaggle.com, or wait for it",
-    "sources": "see that the name is right and that this account may use it",
-    r"\b404\b|not find|not found": "see that the name is right, of the user too (KAGGLE_USERNAME)",
+    "sources": "make sure that the name is right and that this account may use it",
+    r"\b404\b|not find|not found": "make sure that the name is right, of the user too (KAGGLE_USERNAME)",
 }
 
 
 class Refused(Exception):
-    """What could not be done, why, and how to go on."""
+    """Kaggle, or its client, did not do what was asked: why, and how to go on."""
 
 
-def call_kaggle(*arguments: str | Path, expect: str, refuse: str = "$^") -> str:
+def _call_kaggle(*arguments: str | Path, expect: str, refuse: str = "$^") -> str:
     """Run the client, show what it prints, and return it.
 
     Raises:
-        Refused: the client is missing or failed, or its output lacks the pattern `expect` or has the pattern `refuse`.
+        Refused: the client is missing or failed, or its output lacks the pattern `expect` or has the pattern
+            `refuse`.
     """
     if importlib.util.find_spec("kaggle") is None:
         raise Refused("Kaggle's client is not installed; pip install -e '.[kaggle]' in this environment")
@@ -47,58 +54,74 @@ def call_kaggle(*arguments: str | Path, expect: str, refuse: str = "$^") -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, end="", flush=True)
     if done.returncode or not re.search(expect, done.stdout) or re.search(refuse, done.stdout):
-        advice = [text for pattern, text in ADVICE.items() if re.search(pattern, done.stdout, flags=re.IGNORECASE)][:1]
-        raise Refused("; ".join([f"'kaggle {arguments[0]} {arguments[1]}' did not succeed, see above", *advice]))
+        advice = [
+            text for pattern, text in _ADVICE.items() if re.search(pattern, done.stdout, flags=re.IGNORECASE)
+        ][:1]
+        raise Refused(
+            "; ".join([f"'kaggle {arguments[0]} {arguments[1]}' did not succeed, see above", *advice])
+        )
     return done.stdout
 
 
-def read_metadata() -> dict:
-    """The metadata of the kernel that was built last."""
+def _read_metadata() -> dict:
+    """The metadata of the last kernel that was built."""
     path = FOLDER / "kernel-metadata.json"
     if not path.is_file():
         raise Refused(f"no {path}; make kernel first")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def push() -> None:
     """Push the kernel; a source that Kaggle dropped is a failure, since the kernel would run without it."""
-    metadata = read_metadata()
-    call_kaggle("kernels", "push", "-p", FOLDER, expect=r"Kernel version \d+ successfully pushed", refuse="not valid")
+    metadata = _read_metadata()
+    _call_kaggle(
+        "kernels", "push", "-p", FOLDER, expect=r"Kernel version \d+ successfully pushed", refuse="not valid"
+    )
     print(f"{metadata['id']} runs; when it is done: make output")
 
 
 def fetch_output(data_root: str) -> None:
-    """Fetch what a finished kernel left, and check its submission against the test images at hand."""
-    kernel = read_metadata()["id"]
-    folder = find_run("kaggle")
-    call_kaggle("kernels", "status", kernel, expect=r"COMPLETE\b")
-    call_kaggle("kernels", "output", kernel, "-p", folder, "--force", expect="")
-    check_here(folder / "submission.csv", data_root)
+    """Fetch a finished kernel's output, and check its submission against the test images here."""
+    kernel = _read_metadata()["id"]
+    folder = find_run_dir("kaggle")
+    _call_kaggle("kernels", "status", kernel, expect=r"COMPLETE\b")
+    _call_kaggle("kernels", "output", kernel, "-p", folder, "--force", expect="")
+    _check_here(folder / "submission.csv", data_root)
     print(f"{folder / 'submission.csv'}: valid; to submit it: make submit RUN=kaggle")
 
 
 def submit(run: str, data_root: str) -> None:
     """Check a run's submission and submit it; the message names the run and the commit."""
-    path = find_run(run) / "submission.csv"
-    check_here(path, data_root)
+    path = find_run_dir(run) / "submission.csv"
+    _check_here(path, data_root)
     message = f"{run}, commit {describe_environment()['git_commit'] or 'unknown'}"
-    call_kaggle("competitions", "submit", "-c", COMPETITION, "-f", path, "-m", message, expect="Successfully submitted")
+    _call_kaggle(
+        "competitions",
+        "submit",
+        "-c",
+        SLUG,
+        "-f",
+        path,
+        "-m",
+        message,
+        expect="Successfully submitted",
+    )
 
 
-def check_here(path: Path, data_root: str) -> None:
+def _check_here(path: Path, data_root: str) -> None:
     """Check a submission against the test images."""
     if not path.is_file():
         raise Refused(f"no {path}; 04_postprocess_submit writes it, on Kaggle too: see the kernel's log")
-    check_submission(path, find_cases(find_data_root(data_root), "Test"))
+    check_submission(path, find_cases(find_data_root(data_root), "test"))
 
 
 def download() -> None:
     """Download the contest's data and unpack it to `data/`."""
-    folder = find_repository() / "data" / COMPETITION
-    call_kaggle("competitions", "download", "-c", COMPETITION, "-p", folder, expect="")
-    archive = folder / f"{COMPETITION}.zip"
+    folder = find_repository() / "data" / SLUG
+    _call_kaggle("competitions", "download", "-c", SLUG, "-p", folder, expect="")
+    archive = folder / f"{SLUG}.zip"
     if not archive.is_file():
-        raise Refused(f"the client left no {archive}; see above")
+        raise Refused(f"the client wrote no {archive}; see above")
     with zipfile.ZipFile(archive) as content:
         content.extractall(folder)
     archive.unlink()
@@ -106,7 +129,9 @@ def download() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=("push", "output", "submit", "download"))
     parser.add_argument("--run", default="kaggle", help="whose submission to submit")
     parser.add_argument("--data", default="", help="the data set, to check a submission against")

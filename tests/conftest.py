@@ -1,21 +1,37 @@
-"""Small data sets in the competition's layout, and the suite's settings."""
+"""Small data sets in the contest's layout, and the suite's settings."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+# Small networks are as fast on one thread, and threads that wait for each other make a busy machine crawl.
+# Set before PyTorch is imported; the processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import matplotlib
+import nbformat
 import numpy as np
 import pytest
+from kaggle_server import KaggleServer
 from PIL import Image
 
 from ctseg.phantom import write_phantom
+from kaggle_kernel import build, client
 
 matplotlib.use("Agg")
 REPOSITORY = Path(__file__).parent.parent
+# Real images, in the folders a0, ct and native; tests that want them are skipped where the variable is not
+# set.
+REAL_DATA = Path(os.environ.get("CTSEG_TEST_DATA", "/nowhere"))
+needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="CTSEG_TEST_DATA is not set")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--seed", type=int, help="of the moments at which run_kill.py kills")
-    parser.addoption("--python", help="interpreter of the environment that stands in for Kaggle's (run_kernel.py)")
+    parser.addoption("--seed", type=int, help="of the moments at which test_kill.py kills")
+    parser.addoption("--python", help="interpreter of an environment like Kaggle's (test_kernel.py)")
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +48,13 @@ def write_pair(root: Path, image_id: str, image: np.ndarray, mask: np.ndarray) -
         Image.fromarray(array).save(folder / f"{image_id}.png")
 
 
+def save_image(path: Path, array: np.ndarray, mode: str | None = None, **options) -> Path:
+    """Write an array as an image, converted to `mode` first; return the path."""
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
 @pytest.fixture
 def tiny(tmp_path) -> Path:
     """Root of four distinct training pairs and one test image, to be damaged by a test."""
@@ -42,15 +65,73 @@ def tiny(tmp_path) -> Path:
         mask[5 : 10 + index, 6:20] = 255
         write_pair(root, f"case_{index}", rng.integers(0, 255, (30, 40, 3), np.uint8), mask)
     (root / "Test" / "Image").mkdir(parents=True)
-    Image.fromarray(rng.integers(0, 255, (30, 40, 3), np.uint8)).save(root / "Test" / "Image" / "case_9.jpg")
+    save_image(root / "Test" / "Image" / "case_9.jpg", rng.integers(0, 255, (30, 40, 3), np.uint8))
     return root
 
 
+def as_arguments(parameters: dict) -> list[str]:
+    """Parameters as `-p name value …` on a command line."""
+    return [str(part) for name, value in parameters.items() for part in ("-p", name, value)]
+
+
 class Program:
-    """What writes a file when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = str(path)
 
     def __reduce__(self):
         return open, (self.path, "w")
+
+
+def copy_sources(folder: Path) -> Path:
+    """Copy all that a kernel is built from to a folder, and return it."""
+    ignored = shutil.ignore_patterns("__pycache__", "ctseg.ipynb", "*.json")
+    for name in ("ctseg", "notebooks", "kaggle_kernel"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A copy of the sources: kernels are built and runs are made there, not here."""
+    return copy_sources(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server of our own that Kaggle's client takes for Kaggle's."""
+    server = KaggleServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def built(clone, server):
+    """The kernel as built with no arguments: (path of the notebook, its content, its metadata)."""
+    environment = server.environment(clone) | {"PYTHONPATH": str(clone)}
+    subprocess.run([sys.executable, "kaggle_kernel/build.py"], cwd=clone, env=environment, check=True)
+    path = clone / "kaggle_kernel" / "ctseg.ipynb"
+    metadata = json.loads((path.parent / "kernel-metadata.json").read_text())
+    return path, nbformat.read(path, as_version=4), metadata
+
+
+@pytest.fixture
+def call(clone, server, monkeypatch, capsys):
+    """Call `main` of `build` or `client` in the clone; return (status, printed text with an error last)."""
+    for name, value in server.environment(clone).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(build, "REPOSITORY", clone)
+    monkeypatch.setattr(client, "FOLDER", clone / "kaggle_kernel")
+
+    def run(module, *arguments):
+        out = ["--out", clone / "built"] if module is build else []
+        try:
+            module.main([str(argument) for argument in (*arguments, *out)])
+        except SystemExit as end:
+            return 1, capsys.readouterr().out + str(end)
+        return 0, capsys.readouterr().out
+
+    return run

@@ -1,4 +1,4 @@
-"""That `make bench` runs, on settings small enough for a test; its figures are not looked at."""
+"""`make bench` runs, on settings small enough for a test; its figures are not looked at."""
 
 import json
 import re
@@ -6,17 +6,19 @@ import re
 import bench
 import torch
 
-from ctseg.config import find_run, make_config
+from ctseg.paths import find_run_dir
+from ctseg.runs import make_config
 
 
-def test_the_bench_prints_its_figures_and_leaves_the_curve(phantom, tmp_path, monkeypatch, capsys):
+def test_the_bench_prints_its_figures_and_writes_the_curve(phantom, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    config = make_config({"preset": "quick", "data_root": str(phantom), "run": "bench", "target_size": 32, "width": 2, "depth": 2})
+    small = {"target_size": 32, "width": 2, "depth": 2}
+    config = make_config(preset="quick", data_root=str(phantom), run="bench", **small)
     assert torch.float32 in bench.bench_matrix_products()
     bench.bench_step("quick", config, [torch.float32])
     bench.bench_images(config)
     bench.bench_codes()
-    bench.bench_training(config, [0.02, 0.03], find_run("bench"))
+    bench.bench_training(config, [0.02, 0.03], find_run_dir("bench"))
     printed = capsys.readouterr().out
     for pattern in (
         r"matrix product, torch.float32: \d+ GFLOP/s",
@@ -24,10 +26,11 @@ def test_the_bench_prints_its_figures_and_leaves_the_curve(phantom, tmp_path, mo
         r"step, quick, torch.float32, NHWC: .* x \d",
         r"reading images of 0\.\d+ megapixels: \d+ img/s",
         r"augmentation: \d+ img/s",
-        r"prediction, tta turns: ",
+        r"prediction, tta d4: ",
         r"run-length code of 12 megapixels: \d+ ms",
         r"fold 0, \d+ s of training, \d+ epochs: validation Dice 0\.\d{4}",
     ):
         assert re.search(pattern, printed), pattern
     assert (tmp_path / "runs" / "bench" / "curve.png").stat().st_size > 5000
-    assert [row["minutes"] for row in json.loads((tmp_path / "runs" / "bench" / "curve.json").read_text())["rows"]] == [0.02, 0.03]
+    curve = json.loads((tmp_path / "runs" / "bench" / "curve.json").read_text())
+    assert [row["minutes"] for row in curve["rows"]] == [0.02, 0.03]

@@ -1,350 +1,212 @@
-"""The kernel's build, and its way to Kaggle and back by Kaggle's real client and a server of ours."""
+"""`make test-kernel`: the kernel as the server received it, and nothing else, run by Kaggle's versions.
 
-import io
+`--python` names the interpreter of an environment with Kaggle's papermill and Jupyter, in which `ctseg` is
+not installed.
+"""
+
 import json
+import os
 import shutil
 import subprocess
 import sys
-import zipfile
-from copy import deepcopy
 from pathlib import Path
-from unittest import mock
 
-import nbclient
 import nbformat
+import numpy as np
 import pytest
-import torch
-from conftest import REPOSITORY
-from kaggle_server import URL, KaggleServer
+from conftest import REPOSITORY, as_arguments, copy_sources
+from kaggle_server import KaggleServer
 
-from ctseg.data import COMPETITION
-from ctseg.kaggle import check_gpus
-from kaggle_kernel import build, client
+from ctseg.contest import ID_COLUMN, MASK_COLUMN, SLUG
+from ctseg.data import find_cases, read_mask
+from ctseg.metrics import dice_score
+from ctseg.phantom import write_phantom
+from ctseg.submission import check_submission, decode_rle, read_rows
 
-SAVED = {"url": "https://example.org/code/somebody/ctseg-segmentation", "versionNumber": 3}
+pytestmark = pytest.mark.kernel
 
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A copy of all that the kernel is built from."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("ctseg", "notebooks", "kaggle_kernel"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "ctseg.ipynb", "*.json"))
-    return folder
+SMALL = {"preset": "quick", "n_folds": 2, "epochs": 20, "target_size": 64, "width": 8}
+PLACES = {"newer": f"competitions/{SLUG}/Dataset", "older": f"{SLUG}/Dataset"}
 
 
 @pytest.fixture(scope="module")
-def server():
+def sent(tmp_path_factory) -> str:
+    """The text that the server receives of a kernel that is built and pushed with no arguments."""
+    clone = copy_sources(tmp_path_factory.mktemp("clone"))
     server = KaggleServer()
-    yield server
+    saved = {"url": "https://example.org/code/somebody/ctseg-segmentation", "versionNumber": 1}
+    server.answers = {"SaveKernel": saved}
+    environment = server.environment(clone) | {"PYTHONPATH": str(clone)}
+    for command in (["build.py"], ["client.py", "push"]):
+        program = [sys.executable, f"kaggle_kernel/{command[0]}", *command[1:]]
+        subprocess.run(program, cwd=clone, env=environment, check=True)
     server.shutdown()
     server.server_close()
+    return server.received["SaveKernel"]["text"]
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory) -> Path:
+    return write_phantom(tmp_path_factory.mktemp("data") / "phantom", n_train=60, n_test=12)
+
+
+def mount(phantom: Path, folder: Path, place: str) -> Path:
+    """Lay the phantom out read-only, as Kaggle does; return the folder in place of /kaggle/input."""
+    shutil.copytree(phantom, folder / "input" / place)
+    for path in [folder / "input", *(folder / "input").rglob("*")]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    return folder / "input"
+
+
+def list_files(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @pytest.fixture
-def call(clone, server, monkeypatch, capsys):
-    """Call `main` of `build` or `client` in the clone; return (status, what was printed), an error's text last."""
-    for name, value in server.environment(clone).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(clone)
-    monkeypatch.setattr(build, "REPOSITORY", clone)
-    monkeypatch.setattr(client, "FOLDER", clone / "kaggle_kernel")
+def run_kernel(request, sent):
+    """Run the text in an empty working folder; return the finished papermill and the folder."""
+    return make_runner(request, sent)
 
-    def run(module, *arguments):
-        try:
-            module.main([*map(str, arguments), *(["--out", str(clone / "built")] if module is build else [])])
-        except SystemExit as end:
-            return 1, capsys.readouterr().out + str(end)
-        return 0, capsys.readouterr().out
+
+def make_runner(request, sent: str):
+    python = request.config.getoption("python")
+
+    def run(folder: Path, mounted: Path, **parameters) -> tuple[subprocess.CompletedProcess, Path]:
+        working = folder / "working"
+        working.mkdir(parents=True, exist_ok=True)
+        (folder / "sent.ipynb").write_text(sent)
+        options = ["--no-progress-bar", "--log-output"]
+        command = [python, "-m", "papermill", *options, folder / "sent.ipynb", folder / "out.ipynb"]
+        if parameters:  # papermill replaces what `make kernel` injected
+            command += as_arguments({"preset": "strong"} | parameters)
+        hidden = ("PYTHONPATH", "CTSEG_DATA")
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        environment |= {
+            "CTSEG_KAGGLE_INPUT": str(mounted),
+            "TORCH_HOME": str(folder / "torch"),
+            "HTTPS_PROXY": "http://127.0.0.1:9",
+        }
+        before = list_files(mounted)
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run([*map(str, command)], cwd=working, env=environment, **output)
+        assert list_files(mounted) == before
+        return done, working
 
     return run
 
 
+def score(submission: Path, phantom: Path) -> float:
+    """Mean Dice of a submission against the phantom's hidden masks; it has to be valid."""
+    check_submission(submission, find_cases(phantom, "test"))
+    scores = []
+    for row in read_rows(submission):
+        true_mask = read_mask(phantom.parent / "test_masks" / f"{row[ID_COLUMN]}.png")
+        scores.append(dice_score(decode_rle(row[MASK_COLUMN], true_mask.shape), true_mask))
+    return float(np.mean(scores))
+
+
 @pytest.fixture(scope="module")
-def built(clone, server):
-    """The kernel as built with no arguments: (path of the notebook, its content, its metadata)."""
-    environment = server.environment(clone) | {"PYTHONPATH": str(clone)}
-    subprocess.run([sys.executable, "kaggle_kernel/build.py"], cwd=clone, env=environment, check=True)
-    path = clone / "kaggle_kernel" / "ctseg.ipynb"
-    return path, nbformat.read(path, as_version=4), json.loads((path.parent / "kernel-metadata.json").read_text())
+def local(phantom, tmp_path_factory) -> Path:
+    """The submission that the four notebooks write here, with the settings `SMALL`."""
+    folder = tmp_path_factory.mktemp("local")
+    arguments = ["-r", "run", "small", *as_arguments(SMALL | {"data_root": phantom})]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
+        command = [sys.executable, "-m", "papermill", path, folder / "out.ipynb", *arguments]
+        subprocess.run(command, cwd=folder, env=environment, check=True)
+    return folder / "runs" / "small" / "submission.csv"
 
 
-def test_the_same_sources_give_the_same_bytes(clone, call, built):
-    assert call(build) == (0, mock.ANY)
-    for name in ("ctseg.ipynb", "kernel-metadata.json"):
-        assert (clone / "built" / name).read_bytes() == (clone / "kaggle_kernel" / name).read_bytes()
-
-
-def test_the_kernel_is_readable_small_and_holds_neither_outputs_nor_paths(clone, built):
-    path, kernel, _ = built
-    nbformat.validate(kernel)
-    assert len(json.dumps(kernel)) < 400_000
-    assert kernel.cells[0].cell_type == "markdown" and "Generated by `make kernel`" in kernel.cells[0].source
-    assert len([cell for cell in kernel.cells if "parameters" in cell.metadata.get("tags", [])]) == 1
-    assert len([cell for cell in kernel.cells if "make_config(globals()" in cell.source]) == 1
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in kernel.cells if cell.cell_type == "code")
-    assert str(clone) not in path.read_text() and str(Path.home()) + "/" not in path.read_text()
-    for heading in ("# 1 · ", "# 2 · ", "# 3 · ", "# 4 · ", "# The submission"):
-        assert sum(cell.source.startswith(heading) for cell in kernel.cells) == 1
-
-
-def test_the_first_cell_names_the_commit_of_the_sources_unless_they_have_changed(clone, call, built):
-    def run_git(*arguments):
-        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
-        return subprocess.run(["git", *identity, *arguments], cwd=clone, check=True, capture_output=True, text=True).stdout.strip()
-
-    def first_cell():
-        assert call(build)[0] == 0
-        return nbformat.read(clone / "built" / "ctseg.ipynb", as_version=4).cells[0].source
-
-    assert "commit" not in built[1].cells[0].source
-    shutil.copy(REPOSITORY / ".gitignore", clone)
-    run_git("init")
-    run_git("add", "ctseg", "notebooks", "kaggle_kernel", ".gitignore")
-    run_git("commit", "-m", "x")
-    assert run_git("rev-parse", "HEAD") in first_cell()
-    extra = clone / "ctseg" / "extra.py"
-    extra.write_text('"""More."""\n')
-    changed = first_cell()
-    extra.unlink()
-    assert "commit" not in changed and changed != built[1].cells[0].source
-    shutil.rmtree(clone / ".git")
-
-
-def test_the_unpacked_module_is_the_module_and_worker_processes_find_it(built, tmp_path):
-    cells = [deepcopy(cell) for cell in built[1].cells if "/tmp/ctseg_kernel" in cell.source]
-    for cell in cells:
-        cell.source = cell.source.replace("/tmp/ctseg_kernel", str(tmp_path / "unpacked"))
-    where = 'import subprocess\nprint(subprocess.check_output([sys.executable, "-c", "import ctseg; print(ctseg.__file__)"]))'
-    notebook = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell(where)])
-    nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-    assert str(tmp_path / "unpacked") in notebook.cells[-1].outputs[0].text
-    unpacked = tmp_path / "unpacked" / "ctseg"
-    done = subprocess.run(["diff", "-r", "--exclude=__pycache__", unpacked, REPOSITORY / "ctseg"], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def finished(request, sent, phantom, local, tmp_path_factory) -> Path:
+    """The working folder of a kernel that ran with the settings `SMALL`."""
+    folder = tmp_path_factory.mktemp("finished")
+    mounted = mount(phantom, folder, PLACES["newer"])
+    done, working = make_runner(request, sent)(folder, mounted, run="small", **SMALL)
     assert done.returncode == 0, done.stdout
+    return working
 
 
-def test_parameters_are_written_into_the_one_cell(clone, call, tmp_path):
-    (tmp_path / "best.yaml").write_text("lr: 0.002\ntta: flips\ndata_root: /home/somebody/data\n")
-    (tmp_path / "config.json").write_text('{"weight_decay": 1e-05, "lr": 0.1}')
-    arguments = [
-        "-f",
-        tmp_path / "config.json",
-        "-f",
-        tmp_path / "best.yaml",
-        "-p",
-        "budget_minutes",
-        30,
-        "-r",
-        "run",
-        "007",
-        "-p",
-        "lr",
-        "3e-4",
-    ]
-    assert call(build, *arguments)[0] == 0
-    kernel = nbformat.read(clone / "built" / "ctseg.ipynb", as_version=4)
-    (cell,) = [cell for cell in kernel.cells if "parameters" in cell.metadata.get("tags", [])]
-    values = {}
-    exec(cell.source, values)
-    expected = {"preset": "strong", "budget_minutes": 30, "lr": 3e-4, "run": "007", "tta": "flips", "weight_decay": 1e-5, "data_root": ""}
-    assert {name: values[name] for name in expected} == expected and values["epochs"] is None
-    assert 'preset: str = "strong"  # quick' in cell.source
+def test_the_environment_is_kaggles_and_has_no_ctseg(request):
+    python = request.config.getoption("python")
+    lines = (REPOSITORY / "tests" / "tools" / "kaggle_image.txt").read_text().splitlines()
+    wanted = [line.lower() for line in lines if "==" in line]
+    installed = subprocess.check_output([python, "-m", "pip", "freeze"], text=True).lower().splitlines()
+    assert wanted and [line for line in wanted if line not in installed] == []
+    alone = subprocess.run([python, "-c", "import ctseg"], cwd="/", capture_output=True, env={})
+    assert alone.returncode == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["-p", "epochz", 3], "unknown parameter 'epochz'"),
-        (["-p", "preset", "fast"], "unknown preset 'fast'"),
-        (["-p", "lr", "fast"], "lr: got 'fast'"),
-        (["-p", "weights", "model.pth"], "weights 'model.pth' is not on Kaggle"),
-        (["-p", "data_root", "data"], "data_root 'data' is not on Kaggle"),
-        (["-f", "nowhere.yaml"], "nowhere.yaml"),
-        (["--no-internet"], "weights 'default' without internet; attach the file with --dataset"),
-        (["--title", "kit"], "title 'kit': expected 5 to 50 letters"),
-        (["--title", "ctseg: best"], "title 'ctseg: best'"),
-        (["--dataset", "weights"], "dataset source 'weights': expected owner/slug"),
-        (["--model", "google/vit"], "model source 'google/vit': expected owner/model/"),
-    ],
-)
-def test_wrong_values_are_refused_at_build_time_and_nothing_is_written(clone, call, arguments, message):
-    shutil.rmtree(clone / "built", ignore_errors=True)
-    status, printed = call(build, *arguments)
-    assert status == 1 and message in printed and not (clone / "built").exists()
+def test_the_kernel_submits_what_the_notebooks_submit_here(finished, local, phantom):
+    assert (finished / "submission.csv").read_bytes() == local.read_bytes()
+    assert score(finished / "submission.csv", phantom) > 0.3
 
 
-def test_a_parameter_file_that_is_a_program_is_refused_and_not_run(clone, call, tmp_path):
-    (tmp_path / "p.yaml").write_text(f"lr: !!python/object/apply:builtins.open ['{tmp_path / 'it ran'}', w]\n")
-    status, printed = call(build, "-f", tmp_path / "p.yaml")
-    assert status == 1 and "python/object" in printed and not (tmp_path / "it ran").exists()
+def test_only_files_that_are_worth_downloading_are_left(finished):
+    left = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    expected = {"config.json", "data_check.csv", "cases.csv", "round_trip.csv", "postprocess.json"}
+    expected |= {"submission.csv", "summary.json", "examples.png"}
+    names = ("best_unet_model.pth", "history.csv", "oof.npz")
+    expected |= {f"fold{k}/{name}" for k in (0, 1) for name in names}
+    pictures = {path for path in left if "val_outputs" in path}
+    assert left - pictures == {"submission.csv", *(f"runs/small/{path}" for path in expected)}
+    assert len(pictures) <= 2 * 2 * 4
 
 
-def test_without_a_user_name_the_build_says_how_to_give_one(call, monkeypatch, tmp_path):
-    monkeypatch.delenv("KAGGLE_USERNAME")
-    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
-    assert call(build) == (1, mock.ANY) and "set KAGGLE_USERNAME" in call(build)[1]
-    (tmp_path / "kaggle.json").write_text('{"username": "from-file", "key": "x"}')
-    assert "for from-file/ctseg-segmentation" in call(build)[1]
+def test_one_line_per_epoch_and_the_pictures_are_there(finished):
+    kernel = nbformat.read(finished.parent / "out.ipynb", as_version=4)
+    outputs = [output for cell in kernel.cells for output in cell.get("outputs", [])]
+    lines = "".join(output.text for output in outputs if output.output_type == "stream").splitlines()
+    assert len([line for line in lines if " epoch " in line]) == 2 * 20
+    assert not any("it/s" in line for line in lines)
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) >= 10
+    assert any("no GPU" in line or "x " in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("KEY = '" + "0123456789abcdef" * 2 + "'", "what looks like a credential in the kernel's cell"),
-        ("TOKEN = 'KGAT_" + "a" * 24 + "'", "what looks like a credential in the kernel's cell"),
-        ("# hf_" + "A1" * 12, "what looks like a credential in the kernel's cell"),
-        ("# swordfish-swordfish", "what looks like a credential in the kernel's cell"),
-        ("# see {clone}/notes", "a path of this machine, "),
-        ("# " + "x" * 900_000, "expected at most 900,000"),
-    ],
-)
-def test_credentials_paths_and_oversized_files_are_refused(clone, call, monkeypatch, text, message):
-    monkeypatch.setenv("KAGGLE_API_TOKEN", "swordfish-swordfish")
-    shutil.rmtree(clone / "built", ignore_errors=True)
-    extra = clone / "ctseg" / "extra.py"
-    extra.write_text(text.format(clone=clone) + "\n")
-    status, printed = call(build)
-    extra.unlink()
-    assert status == 1 and message in printed and not (clone / "built").exists()
+def test_the_older_mount_will_do_and_a_time_budget_too(run_kernel, phantom, tmp_path):
+    mounted = mount(phantom, tmp_path, PLACES["older"])
+    done, working = run_kernel(tmp_path, mounted, preset="quick", budget_minutes=0.5)
+    assert done.returncode == 0, done.stdout
+    assert score(working / "submission.csv", phantom) > 0.3
 
 
-def test_the_metadata_says_everything_that_matters(clone, call, built):
-    assert built[2] == {
-        "id": "somebody/ctseg-segmentation", "title": "ctseg segmentation", "code_file": "ctseg.ipynb", "language": "python",
-        "kernel_type": "notebook", "is_private": True, "enable_gpu": True, "enable_tpu": False, "enable_internet": True,
-        "machine_shape": "NvidiaTeslaT4", "competition_sources": [COMPETITION], "dataset_sources": [], "kernel_sources": [],
-        "model_sources": [], "keywords": [],
-    }  # fmt: skip
-    assert call(build, "--no-internet", "--dataset", "me/weights", "--title", "My Best-1")[0] == 0
-    other = json.loads((clone / "built" / "kernel-metadata.json").read_text())
-    assert (other["id"], other["enable_internet"], other["dataset_sources"]) == ("somebody/my-best-1", False, ["me/weights"])
+def test_an_attached_run_is_predicted_with_and_not_trained(run_kernel, finished, phantom, tmp_path):
+    shutil.copytree(finished / "runs" / "small", tmp_path / "input" / "my-weights" / "runs" / "small")
+    mounted = mount(phantom, tmp_path, PLACES["newer"])
+    done, working = run_kernel(tmp_path, mounted, run="small", preset="quick")
+    assert done.returncode == 0 and " epoch " not in done.stdout, done.stdout
+    assert (working / "submission.csv").read_bytes() == (finished / "submission.csv").read_bytes()
 
 
-def test_what_is_pushed_is_what_was_built(call, server, built):
-    server.answers = {"SaveKernel": SAVED}
-    status, printed = call(client, "push")
-    assert status == 0 and "Kernel version 3 successfully pushed" in printed, printed
-    request = server.received["SaveKernel"]
-    assert nbformat.reads(request["text"], as_version=4) == built[1]
-    assert request["slug"] == built[2]["id"] and request["newTitle"] == built[2]["title"]
-    assert request["competitionDataSources"] == [COMPETITION] and request["machineShape"] == "NvidiaTeslaT4"
-    assert request["isPrivate"] and request["enableGpu"] and request["enableInternet"] and request["kernelType"] == "notebook"
+def put_in_the_way(folder: Path, *folds: int) -> None:
+    """Write a file where a fold's folder should be."""
+    for fold in folds:
+        path = folder / "working" / "runs" / "small" / f"fold{fold}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("in the way")
 
 
-@pytest.mark.parametrize(
-    ("answer", "advice"),
-    [
-        ({"error": "Maximum weekly GPU quota of 30.00 hours reached."}, "GPU hours are 30 a week"),
-        ({"error": "Maximum batch GPU session count of 2 reached."}, "two GPU sessions run at once"),
-        (SAVED | {"invalidCompetitionSources": [COMPETITION]}, "accept its rules"),
-        (SAVED | {"invalidDatasetSources": ["me/weights"]}, "this account may use it"),
-        ((404, {"code": 404, "message": "Owner not found: somebody"}), "of the user too (KAGGLE_USERNAME)"),
-        ((401, {"code": 401, "message": "Unauthenticated"}), "save Kaggle's API key"),
-        ((500, {"code": 500, "message": "Something went wrong"}), "did not succeed"),
-    ],
-)
-def test_a_push_that_kaggle_refuses_fails_with_a_way_out(call, server, built, answer, advice):
-    server.answers = {"SaveKernel": answer}
-    status, printed = call(client, "push")
-    assert status == 1 and advice in printed.splitlines()[-1], printed
+def test_a_fold_that_crashes_is_reported_and_left_out(run_kernel, phantom, tmp_path):
+    put_in_the_way(tmp_path, 1)
+    done, working = run_kernel(tmp_path, mount(phantom, tmp_path, PLACES["newer"]), run="small", **SMALL)
+    assert done.returncode == 0, done.stdout
+    assert "FAILED: fold 1" in done.stdout and "FAILED and left out: fold1" in done.stdout
+    summary = json.loads((working / "runs" / "small" / "summary.json").read_text())
+    assert summary["failed"].keys() == {"fold1"} and summary["train_seconds"].keys() == {"fold0"}
+    check_submission(working / "submission.csv", find_cases(phantom, "test"))
 
 
-def test_a_push_before_the_build_or_without_a_key_or_a_client_says_what_is_missing(clone, call, built, monkeypatch):
-    metadata = clone / "kaggle_kernel" / "kernel-metadata.json"
-    metadata.rename(clone / "aside.json")
-    status, printed = call(client, "push")
-    (clone / "aside.json").rename(metadata)
-    assert status == 1 and "make kernel first" in printed
-    monkeypatch.delenv("KAGGLE_USERNAME")
-    status, printed = call(client, "push")
-    assert status == 1 and "save Kaggle's API key" in printed.splitlines()[-1]
-    monkeypatch.setattr(client.importlib.util, "find_spec", lambda name: None)
-    assert "pip install -e '.[kaggle]'" in call(client, "push")[1]
-
-
-@pytest.fixture
-def submission(tiny) -> str:
-    """A valid submission for the data set `tiny`."""
-    return "ID,Mask\ncase_9,1 5\n"
-
-
-def output_of(submission):
-    return {
-        "GetKernelSessionStatus": {"status": "COMPLETE"},
-        "ListKernelSessionOutput": {"files": [{"url": f"{URL}/submission.csv", "fileName": "submission.csv"}], "log": "[]"},
-        "submission.csv": submission.encode(),
-    }
-
-
-def test_the_output_of_a_finished_kernel_is_fetched_and_its_submission_checked(clone, call, server, built, tiny, submission):
-    server.answers = output_of(submission)
-    status, printed = call(client, "output", "--data", tiny)
-    assert status == 0 and "valid" in printed, printed
-    assert (clone / "runs" / "kaggle" / "submission.csv").read_text() == submission
-    server.answers = output_of("ID,Mask\ncase_9,1 5000\n")
-    status, printed = call(client, "output", "--data", tiny)
-    assert status == 1 and "ID case_9: run-length code holds 5000" in printed
-
-
-@pytest.mark.parametrize(
-    ("status", "message"), [({"status": "ERROR", "failureMessage": "out of memory"}, "out of memory"), ({"status": "RUNNING"}, "RUNNING")]
-)
-def test_a_kernel_that_failed_or_still_runs_has_no_output(clone, call, server, built, tiny, status, message):
-    server.answers = {"GetKernelSessionStatus": status}
-    status, printed = call(client, "output", "--data", tiny)
-    assert status == 1 and message in printed and "did not succeed" in printed
-
-
-def test_a_submission_is_checked_then_submitted_with_run_and_commit(clone, call, server, tiny, submission):
-    path = clone / "runs" / "best" / "submission.csv"
-    path.parent.mkdir(parents=True)
-    path.write_text(submission)
-    upload = {"token": "t", "createUrl": f"{URL}/upload"}
-    server.answers = {"StartSubmissionUpload": upload, "CreateSubmission": {"message": "Successfully submitted to the contest"}}
-    status, printed = call(client, "submit", "--run", "best", "--data", tiny)
-    assert status == 0, printed
-    assert server.uploaded == submission.encode()
-    assert server.received["CreateSubmission"]["submissionDescription"].startswith("best, commit ")
-    server.answers["CreateSubmission"] = {"message": "Could not submit to competition"}
-    assert call(client, "submit", "--run", "best", "--data", tiny)[0] == 1
-    server.answers["StartSubmissionUpload"] = (403, {"code": 403, "message": "You must accept the rules"})
-    status, printed = call(client, "submit", "--run", "best", "--data", tiny)
-    assert status == 1 and "accept its rules" in printed
-    server.received.clear()
-    path.write_text("ID,Mask\nother,1 5\n")
-    status, printed = call(client, "submit", "--run", "best", "--data", tiny)
-    assert status == 1 and "missing or unknown ids" in printed and server.received == {}
-    assert "no " in call(client, "submit", "--run", "none", "--data", tiny)[1]
-
-
-def test_the_contests_data_is_downloaded_and_found(clone, call, server, tiny):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for path in tiny.rglob("*.*"):
-            archive.write(path, Path("Dataset") / path.relative_to(tiny))
-    server.answers = {"DownloadDataFiles": f"{URL}/bundle/archive.zip", "archive.zip": packed.getvalue()}
-    status, printed = call(client, "download")
-    assert status == 0 and f"data/{COMPETITION}/Dataset" in printed.splitlines()[-1], printed
-    assert sorted(path.name for path in (clone / "data" / COMPETITION).iterdir()) == ["Dataset"]
-    server.answers = {"DownloadDataFiles": (403, {"code": 403, "message": "Forbidden"})}
-    status, printed = call(client, "download")
-    assert status == 1 and "accept its rules" in printed
-
-
-def test_a_gpu_that_cannot_run_this_pytorch_is_named(monkeypatch):
-    assert "no GPU" in check_gpus() or torch.cuda.is_available()
-
-    def fail(*_, **__):
-        raise RuntimeError("no kernel image is available for execution on the device")
-
-    for name, value in {
-        "device_count": 1,
-        "get_device_name": "Tesla P100",
-        "get_device_capability": (6, 0),
-        "get_arch_list": ["sm_70"],
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    monkeypatch.setattr(torch, "rand", fail)
-    with pytest.raises(RuntimeError, match=r"Tesla P100, compute capability \(6, 0\), cannot run PyTorch .* no kernel image"):
-        check_gpus()
+def test_no_data_no_weights_and_no_finished_fold_are_failures(run_kernel, phantom, tmp_path):
+    (tmp_path / "empty" / "input").mkdir(parents=True)
+    done, working = run_kernel(tmp_path / "empty", tmp_path / "empty" / "input")
+    assert done.returncode != 0 and "no data set: none of" in done.stdout and not (working / "data").exists()
+    mounted = mount(phantom, tmp_path, PLACES["newer"])
+    done, working = run_kernel(tmp_path / "offline", mounted, epochs=1)
+    assert done.returncode != 0 and "no weights file mobilenet_v2-" in done.stdout
+    assert "on Kaggle turn the internet on" in done.stdout and not (working / "submission.csv").exists()
+    done, working = run_kernel(tmp_path / "missing", mounted, weights="/kaggle/input/none/none.pth")
+    assert done.returncode != 0 and "no weights file '/kaggle/input/none/none.pth'" in done.stdout
+    put_in_the_way(tmp_path / "none", 0, 1)
+    done, working = run_kernel(tmp_path / "none", mounted, run="small", **SMALL)
+    assert done.returncode != 0 and "FileExistsError" in done.stdout
+    assert not (working / "submission.csv").exists()

@@ -1,3 +1,5 @@
+"""Networks over any encoder, and their weights files."""
+
 import copy
 import warnings
 
@@ -7,11 +9,20 @@ import torchvision
 from conftest import Program
 from torch import nn
 
-from ctseg.model import STRIDES, VIEWS, find_taps, load_weights, make_model, predict_squares
-from ctseg.train import write_torch
+from ctseg.config import Config
+from ctseg.model import (
+    STRIDES,
+    check_encoder,
+    find_feature_layers,
+    find_pretrained,
+    load_weights,
+    make_model,
+    write_torch,
+)
+from ctseg.runs import make_network
 
 SMALL = {"width": 4, "depth": 2, "dropout": (0.3, 0.2)}
-BACKBONES = {  # name: channels at strides 2 to 32; 3 where the image stands in
+BACKBONES = {  # name: channels at strides 2 to 32; 3 where the image takes the place of a map
     "resnet18": [64, 64, 128, 256, 512],
     "resnet34": [64, 64, 128, 256, 512],
     "resnet50": [64, 256, 512, 1024, 2048],
@@ -40,37 +51,42 @@ def test_logits_have_the_size_of_the_image_whatever_it_is(size, encoder):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbone_is_tapped_at_strides_2_to_32_and_all_that_is_left_of_it_learns(name):
+def test_a_backbone_has_maps_at_strides_2_to_32_and_learns_whole(name):
     model = make_model(name, width=4)
     assert model.encoder.channels == BACKBONES[name]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")
         features = copy.deepcopy(model.encoder).eval()(torch.rand(1, 3, 64, 64))
-    assert [tuple(f.shape[1:]) for f in features] == [(c, 64 // s, 64 // s) for c, s in zip(BACKBONES[name], STRIDES)]
+    expected = [(channels, 64 // stride, 64 // stride) for channels, stride in zip(BACKBONES[name], STRIDES)]
+    assert [tuple(feature.shape[1:]) for feature in features] == expected
     model(torch.rand(2, 3, 64, 64)).mean().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_the_last_map_of_a_stride_is_taken_after_its_activation():
-    taps = find_taps(torchvision.models.resnet18())
-    assert {stride: name for stride, (name, _) in taps.items()} == {2: "relu", 4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
+    layers = find_feature_layers(torchvision.models.resnet18())
+    names = {stride: name for stride, (name, _) in layers.items()}
+    assert names == {2: "relu", 4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
 
 
-def test_a_backbone_is_left_in_the_mode_it_was_in_and_without_hooks():
+def test_a_backbone_keeps_its_mode_and_is_left_without_hooks():
     backbone = torchvision.models.mobilenet_v3_small()
-    find_taps(backbone)
+    find_feature_layers(backbone)
     assert backbone.training and not any(module._forward_hooks for module in backbone.modules())
 
 
-def test_a_backbone_sees_images_as_imagenets_were_normalised():
+def test_a_backbone_sees_images_normalized_like_those_of_imagenet():
     encoder = make_model("mobilenet_v2", width=4).eval().encoder
     images = torch.rand(1, 3, 64, 64)
-    normal = torchvision.transforms.functional.normalize(images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert all(torch.equal(seen, encoder.features(normal)[str(stride)]) for seen, stride in zip(encoder(images), STRIDES))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    normalized = torchvision.transforms.functional.normalize(images, mean, std)
+    expected = encoder.features(normalized)
+    assert all(torch.equal(seen, expected[str(stride)]) for seen, stride in zip(encoder(images), STRIDES))
 
 
-def test_a_backbone_of_ones_own_will_do():
-    layers = [nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1), nn.ReLU()) for i, o in [(3, 4), (4, 5), (5, 6), (6, 7), (7, 8)]]
+def test_a_backbone_of_your_own_works():
+    channels = [(3, 4), (4, 5), (5, 6), (6, 7), (7, 8)]
+    layers = [nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1), nn.ReLU()) for i, o in channels]
     model = make_model(nn.Sequential(*layers), width=4)
     assert model.encoder.channels == [4, 5, 6, 7, 8]
     assert model(torch.rand(2, 3, 40, 70)).shape == (2, 1, 40, 70)
@@ -89,47 +105,6 @@ def test_a_backbone_without_such_maps_is_refused(name, message):
         make_model(name, width=4)
 
 
-def test_an_image_is_segmented_alike_alone_and_in_a_batch():
-    squares = torch.randint(0, 255, (5, 3, 32, 32), dtype=torch.uint8)
-    model = make_model(width=4)
-    alone = torch.cat([predict_squares(model, square[None]) for square in squares])
-    together = predict_squares(model, squares, batch_size=2)
-    assert together.shape == (5, 32, 32) and together.dtype == torch.float32
-    assert torch.allclose(alone, together, atol=1e-5)
-
-
-class Brightness(nn.Module):
-    """A "network" that knows where it looks: the logit is the red channel, less from left to right and from top to bottom."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, images):
-        return self.scale * (images[:, :1] - torch.linspace(0, 1, images.shape[3]) - torch.linspace(0, 2, images.shape[2])[:, None])
-
-
-@pytest.mark.parametrize("tta, n_views", [("none", 1), ("flips", 4), ("turns", 8)])
-def test_views_are_turned_back_before_they_are_averaged(tta, n_views):
-    squares = torch.randint(0, 255, (2, 3, 8, 8), dtype=torch.uint8)
-    images = squares.float() / 255
-    expected = []
-    for turns, mirrored in VIEWS[tta]:
-        view = images.rot90(turns, (2, 3))
-        view = view.flip(3) if mirrored else view
-        logits = Brightness()(view).detach()
-        expected.append((logits.flip(3) if mirrored else logits).rot90(-turns, (2, 3)).sigmoid()[:, 0])
-    assert len({view.numpy().tobytes() for view in expected}) == n_views  # all differ
-    assert torch.allclose(predict_squares(Brightness(), squares, tta=tta), torch.stack(expected).mean(dim=0), atol=1e-6)
-
-
-def test_with_all_views_a_turned_image_gives_the_turned_map():
-    squares = torch.randint(0, 255, (1, 3, 32, 32), dtype=torch.uint8)
-    model = make_model(width=4)
-    turned = predict_squares(model, squares.rot90(1, (2, 3)).flip(3), tta="turns")
-    assert torch.allclose(turned, predict_squares(model, squares, tta="turns").rot90(1, (1, 2)).flip(2), atol=1e-5)
-
-
 def test_dropout_is_at_the_bottleneck_and_the_first_decoder_block():
     model = make_model(width=4, dropout=(0.3, 0.2))
     assert [module.p for module in model.modules() if isinstance(module, nn.Dropout2d)] == [0.2, 0.3]
@@ -140,31 +115,32 @@ def test_dropout_is_at_the_bottleneck_and_the_first_decoder_block():
 def test_weights_come_back_as_they_were(tmp_path, encoder):
     model = make_model(encoder, **SMALL)
     write_torch({"state_dict": model.state_dict()}, tmp_path / "w.pth")
-    again = make_model(encoder, **SMALL, weights=str(tmp_path / "w.pth"))
+    again = make_model(encoder, **SMALL, weights=tmp_path / "w.pth")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
 
 
 @pytest.mark.parametrize("encoder", ["mobilenet_v2", "convnext_tiny"])
-def test_a_backbones_own_file_fills_the_encoder_its_classifier_left_out(tmp_path, encoder):
+def test_a_backbone_file_fills_the_encoder_without_a_classifier(tmp_path, encoder):
     backbone = torchvision.models.get_model(encoder)
     torch.save(backbone.state_dict(), tmp_path / "w.pth")
-    state = make_model(encoder, **SMALL, weights=str(tmp_path / "w.pth")).encoder.features.state_dict()
+    state = make_model(encoder, **SMALL, weights=tmp_path / "w.pth").encoder.features.state_dict()
     assert 0 < len(state) < len(backbone.state_dict())
     assert all(torch.equal(tensor, backbone.state_dict()[name]) for name, tensor in state.items())
 
 
-def test_a_file_that_lacks_a_part_of_the_backbone_is_refused(tmp_path):
+def test_a_file_that_lacks_a_layer_of_the_backbone_is_refused(tmp_path):
     state = torchvision.models.mobilenet_v2().state_dict()
     del state["features.3.conv.0.0.weight"]
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="1 tensors differ, first features.3.conv.0.0.weight: got none"):
-        make_model("mobilenet_v2", **SMALL, weights=str(tmp_path / "w.pth"))
+        make_model("mobilenet_v2", **SMALL, weights=tmp_path / "w.pth")
 
 
 def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
     write_torch({"state_dict": make_model(width=8, depth=2).state_dict()}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"another architecture: .*decoder.0.0.weight: got \(16, 32, 3, 3\), expected \(8, 16, 3, 3\)"):
-        make_model(**SMALL, weights=str(tmp_path / "w.pth"))
+    difference = r"decoder.0.0.weight: got \(16, 32, 3, 3\), expected \(8, 16, 3, 3\)"
+    with pytest.raises(ValueError, match=f"another architecture: .*{difference}"):
+        make_model(**SMALL, weights=tmp_path / "w.pth")
 
 
 def test_a_damaged_or_missing_weights_file_is_named(tmp_path):
@@ -194,29 +170,37 @@ def hub(tmp_path, monkeypatch):
     return tmp_path / "checkpoints"
 
 
-def test_offline_default_weights_name_the_file_where_it_was_looked_for_and_the_way_on_kaggle(hub):
+RESNET = Config(encoder="resnet18", weights="default", width=4)
+
+
+def test_offline_default_weights_say_where_and_how_to_get_them(hub):
     with pytest.raises(FileNotFoundError) as caught:
-        make_model("resnet18", **SMALL, weights="default")
-    for part in ("resnet18-f37072fd.pth", str(hub), "/kaggle/input", "network is unreachable", "pass weights", "dataset_sources"):
-        assert part in str(caught.value)
+        make_network(RESNET)
+    places = ("resnet18-f37072fd.pth", str(hub), "/kaggle/input")
+    for text in (*places, "network is unreachable", "pass weights", "dataset_sources"):
+        assert text in str(caught.value)
 
 
-def test_default_weights_are_taken_from_the_cache_or_from_what_is_attached(hub, monkeypatch, tmp_path):
+def test_default_weights_are_found_in_the_cache_or_attached(hub, monkeypatch, tmp_path):
     backbone = torchvision.models.resnet18()
-    monkeypatch.setattr("ctseg.model.KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setattr("ctseg.runs.KAGGLE_INPUT", tmp_path / "input")
     for folder in (tmp_path / "input" / "models" / "mine", hub):
         folder.mkdir(parents=True)
-        torch.save(backbone.state_dict(), folder / "resnet18-f37072fd.pth")
-        model = make_model("resnet18", **SMALL, weights="default")
-        assert torch.equal(model.encoder.features.conv1.weight, backbone.conv1.weight)
-        (folder / "resnet18-f37072fd.pth").unlink()
+        path = folder / "resnet18-f37072fd.pth"
+        torch.save(backbone.state_dict(), path)
+        assert find_pretrained("resnet18", tmp_path / "input") == path
+        assert torch.equal(make_network(RESNET).encoder.features.conv1.weight, backbone.conv1.weight)
+        path.unlink()
 
 
-def test_the_references_network_has_no_default_weights():
+def test_the_reference_network_has_no_default_weights(tmp_path):
     with pytest.raises(ValueError, match="weights 'default': torchvision has none"):
-        make_model("unet", **SMALL, weights="default")
+        find_pretrained("unet", tmp_path)
 
 
 def test_an_unknown_encoder_is_refused():
-    with pytest.raises(ValueError, match="unknown encoder 'resnet35'; expected one of unet, alexnet"):
+    message = "unknown encoder 'resnet35'; expected one of unet, alexnet"
+    with pytest.raises(ValueError, match=message):
         make_model("resnet35", **SMALL)
+    with pytest.raises(ValueError, match=message):
+        check_encoder("resnet35")

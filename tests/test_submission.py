@@ -1,3 +1,7 @@
+"""Run-length codes, and the file that is submitted."""
+
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,12 +22,12 @@ DRAWN = np.array([[0, 1, 1], [1, 0, 0]], bool)
         (np.array([[1, 0, 1]], bool), "C", "1 1 3 1"),
     ],
 )
-def test_codes_agree_with_ones_written_by_hand(mask, order, rle):
+def test_codes_agree_with_codes_written_by_hand(mask, order, rle):
     assert encode_rle(mask, order) == rle
     assert np.array_equal(decode_rle(rle, mask.shape, order), mask)
 
 
-def slow_encode(mask):
+def encode_slowly(mask):
     """The format's definition, pixel by pixel."""
     runs, previous = [], False
     for place, value in enumerate(mask.ravel(), start=1):
@@ -35,18 +39,20 @@ def slow_encode(mask):
     return " ".join(f"{start} {length}" for start, length in runs)
 
 
-def test_random_masks_survive_a_round_trip_and_agree_with_a_slow_encoder():
+def test_random_masks_come_back_and_agree_with_a_slow_encoder():
     rng = np.random.default_rng(0)
     for _ in range(300):
         mask = rng.random(rng.integers(1, 18, 2)) < rng.random()
-        assert encode_rle(mask) == slow_encode(mask)
+        assert encode_rle(mask) == encode_slowly(mask)
         for order in "CF":
             assert np.array_equal(decode_rle(encode_rle(mask, order), mask.shape, order), mask)
 
 
-@pytest.mark.parametrize(
-    "rle", ["1", "0 2", "1 0", "1 -1", "3 2 1 1", "1 3 2 2", "5 3", "1.5 2", "a b", "1 99999999999999999999", "9223372036854775807 5"]
-)
+INVALID = ["1", "0 2", "1 0", "1 -1", "3 2 1 1", "1 3 2 2", "5 3", "1.5 2", "a b"]
+HUGE = ["1 99999999999999999999", "9223372036854775807 5"]
+
+
+@pytest.mark.parametrize("rle", INVALID + HUGE)
 def test_codes_that_are_not_valid_are_refused(rle):
     with pytest.raises(ValueError, match="run-length code"):
         decode_rle(rle, (2, 3))
@@ -64,9 +70,10 @@ def cases(tmp_path):
 MASK = np.zeros((17, 11), bool)
 
 
-def test_a_submission_has_a_row_for_each_image_in_order_and_empty_text_for_an_empty_mask(cases, tmp_path):
+def test_a_submission_has_a_row_per_image_in_order(cases, tmp_path):
     full = ~MASK
     write_submission(tmp_path / "s.csv", [("a,b", full), ("a b", MASK), ("a.b", MASK)], cases)
+    # The text of an empty mask is empty.
     assert (tmp_path / "s.csv").read_bytes() == b'ID,Mask\na b,\na.b,\n"a,b",1 187\n'
 
 
@@ -74,12 +81,12 @@ def test_a_submission_has_a_row_for_each_image_in_order_and_empty_text_for_an_em
     ("predictions", "message"),
     [
         ([("a b", MASK), ("a.b", MASK)], "missing or unknown ids .*a,b"),
-        ([("a b", MASK), ("a.b", MASK), ("a,b", MASK), ("c", MASK)], "'c', which is no test image"),
-        ([("a b", MASK), ("a b", MASK)], "'a b', which is there twice"),
+        ([("a b", MASK), ("a.b", MASK), ("a,b", MASK), ("c", MASK)], "'c', which is not a test image"),
+        ([("a b", MASK), ("a b", MASK)], "'a b', which is repeated"),
         ([("a b", MASK.T)], r"\(11, 17\), its image \(17, 11\)"),
     ],
 )
-def test_a_wrong_submission_is_refused_and_the_one_before_it_stays(cases, tmp_path, predictions, message):
+def test_a_wrong_submission_is_refused_and_replaces_nothing(cases, tmp_path, predictions, message):
     path = tmp_path / "s.csv"
     path.write_text("the one before")
     with pytest.raises(ValueError, match=message):
@@ -96,11 +103,96 @@ def test_a_wrong_submission_is_refused_and_the_one_before_it_stays(cases, tmp_pa
         ("ID,Mask\r\na b,\r\n", "Windows line ends"),
         ('ID,Mask\n1,\na.b,\n"a,b",\n', "missing or unknown ids .*saved by a spreadsheet"),
         ("ID,Mask\na b,\na b,\na.b,\n", "duplicate ids"),
-        ("ID,Mask\na b\n", "row 2 has not two columns"),
+        ("ID,Mask\na b\n", "row 2 does not have two columns"),
         ('ID,Mask\na b,1 188\na.b,\n"a,b",\n', "ID a b: .*holds 188"),
     ],
 )
-def test_a_file_that_is_no_submission_is_refused(cases, tmp_path, text, message):
+def test_a_file_that_is_not_a_submission_is_refused(cases, tmp_path, text, message):
     (tmp_path / "s.csv").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         check_submission(tmp_path / "s.csv", cases)
+
+
+# Of the fuzz tests, whose encoder and decoder share nothing with the kit's.
+N_MASKS = 100_000
+
+
+def encode_plainly(values: list[int]) -> str:
+    """The format's definition over a flat list of 0 and 1, in plain Python."""
+    numbers, place = [], 1
+    for value, group in itertools.groupby(values):
+        length = len(list(group))
+        numbers += [place, length] if value else []
+        place += length
+    return " ".join(map(str, numbers))
+
+
+def is_valid(numbers: list[int], size: int) -> bool:
+    """Whether numbers are pairs of ascending, separate runs within `size` pixels."""
+    if len(numbers) % 2:
+        return False
+    end = 0
+    for start, length in zip(numbers[::2], numbers[1::2]):
+        if start <= end or length < 1:
+            return False
+        end = start + length - 1
+    return end <= size
+
+
+def decode_plainly(numbers: list[int], size: int) -> list[bool]:
+    """The pixels of valid runs, one by one."""
+    runs = zip(numbers[::2], numbers[1::2])
+    inside = {pixel for start, length in runs for pixel in range(start, start + length)}
+    return [pixel in inside for pixel in range(1, size + 1)]
+
+
+def draw_mask(rng: np.random.Generator) -> np.ndarray:
+    """A random mask of a random shape up to 31 x 31: noise of any density, blocks, or a mixture."""
+    shape = rng.integers(1, 32, 2)
+    mask = rng.random(shape) < rng.random()
+    if rng.random() < 0.5:
+        top, left = rng.integers(shape)
+        mask[top : top + rng.integers(1, 32), left : left + rng.integers(1, 32)] = rng.random() < 0.5
+    return mask
+
+
+def damage(rng: np.random.Generator, numbers: list[int], size: int) -> None:
+    """Insert, delete or change up to two numbers of a code, in place."""
+    for _ in range(rng.integers(0, 3)):
+        place = rng.integers(len(numbers) + 1)
+        match rng.integers(3):
+            case 0:
+                numbers.insert(place, int(rng.integers(-1, size + 3)))
+            case 1:
+                del numbers[place : place + 1]
+            case 2 if place < len(numbers):
+                numbers[place] += int(rng.integers(-2, 3))
+
+
+@pytest.mark.fuzz
+def test_codes_are_those_of_an_independent_implementation():
+    rng = np.random.default_rng(20)
+    for _ in range(N_MASKS):
+        mask = draw_mask(rng)
+        for order, flat in (("C", mask.tolist()), ("F", mask.T.tolist())):
+            rle = encode_rle(mask, order)
+            assert rle == encode_plainly(list(itertools.chain(*flat)))
+            assert np.array_equal(decode_rle(rle, mask.shape, order), mask)
+
+
+@pytest.mark.fuzz
+def test_broken_codes_are_refused_and_only_those():
+    rng = np.random.default_rng(21)
+    refused = 0
+    for _ in range(N_MASKS):
+        mask = draw_mask(rng)
+        numbers = [int(number) for number in encode_rle(mask).split()]
+        damage(rng, numbers, mask.size)
+        rle = " ".join(map(str, numbers))
+        if is_valid(numbers, mask.size):
+            assert decode_rle(rle, mask.shape).ravel().tolist() == decode_plainly(numbers, mask.size)
+        else:
+            refused += 1
+            with pytest.raises(ValueError, match="run-length code"):
+                decode_rle(rle, mask.shape)
+    assert refused > N_MASKS / 4

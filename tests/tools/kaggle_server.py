@@ -1,4 +1,4 @@
-"""A stand-in for Kaggle's server on the loopback, for Kaggle's real client; it keeps what it was asked and answers as it is told."""
+"""A server on the loopback in place of Kaggle's, for its client: it records requests and answers as told."""
 
 import json
 import os
@@ -9,10 +9,10 @@ URL = "http://localhost"  # where the client believes the server to be; a proxy 
 
 
 class KaggleServer(ThreadingHTTPServer):
-    """Answers POST by the last part of the address with `answers`: a dict is JSON, bytes are a file, text is an
-    address to go to, (status, dict) is an error.
+    """Answers POST by the last part of the address with `answers`.
 
-    `received` holds what came with each request, by the same name, and `uploaded` what was PUT.
+    A dict is JSON, bytes are a file, text is an address to go to, (status, dict) is an error. `received`
+    holds the content of each request, by the same name, and `uploaded` that of the last PUT.
     """
 
     def __init__(self):
@@ -22,11 +22,19 @@ class KaggleServer(ThreadingHTTPServer):
 
     def environment(self, home) -> dict[str, str]:
         """The environment of a client that talks to this server only."""
-        cleared = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and "KAGGLE" not in name}
+        cleared = {
+            name: value
+            for name, value in os.environ.items()
+            if "proxy" not in name.lower() and "KAGGLE" not in name
+        }
         return cleared | {
-            "HOME": str(home), "KAGGLE_USERNAME": "somebody", "KAGGLE_KEY": "0" * 31 + "f", "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-            "HTTP_PROXY": f"http://127.0.0.1:{self.server_port}", "NO_PROXY": "",
-        }  # fmt: skip
+            "HOME": str(home),
+            "KAGGLE_USERNAME": "somebody",
+            "KAGGLE_KEY": "0" * 31 + "f",
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "HTTP_PROXY": f"http://127.0.0.1:{self.server_port}",
+            "NO_PROXY": "",
+        }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,7 +44,11 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(self.server.answers.get(name, (404, {"code": 404, "message": f"not found: {name}"})))
 
     def do_GET(self):
-        self.answer(self.server.answers.get(self.path.rpartition("/")[2], (404, {"code": 404, "message": "no such file"})))
+        self.answer(
+            self.server.answers.get(
+                self.path.rpartition("/")[2], (404, {"code": 404, "message": "no such file"})
+            )
+        )
 
     def do_PUT(self):
         self.server.uploaded = self.read_body()
@@ -51,7 +63,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(302 if isinstance(content, str) else status)
         if isinstance(content, str):
             self.send_header("Location", content)
-        self.send_header("Content-Type", "application/octet-stream" if isinstance(content, bytes) else "application/json")
+        self.send_header(
+            "Content-Type", "application/octet-stream" if isinstance(content, bytes) else "application/json"
+        )
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -1,6 +1,7 @@
-"""`make kill`: a run that is killed at random moments, and started again, ends as one that never was; full disks and read-only mounts.
+"""`make kill`: a run that is killed at random moments, and started again, ends as one that never was.
 
-Under ten minutes on 2 cores. The seed of the moments is printed and can be given again with `--seed`.
+Full disks and read-only mounts too. Under ten minutes on 2 cores. The seed of the moments is printed and can
+be given again with `--seed`.
 """
 
 import json
@@ -17,19 +18,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, as_arguments
 
-from ctseg.config import make_config, open_run
 from ctseg.files import PARTIAL
 from ctseg.folds import read_history, train_folds
+from ctseg.runs import make_config, open_run
 
-SETTINGS = {"preset": "quick", "epochs": 6, "target_size": 96, "width": 6, "depth": 3, "batch_size": 2, "lr": 0.01, "keep": "best"}
-# What a killed process does: train, and kill itself at a call that the test chose, of those that write.
+pytestmark = pytest.mark.kill
+
+SETTINGS = {
+    "preset": "quick",
+    "epochs": 6,
+    "target_size": 96,
+    "width": 6,
+    "depth": 3,
+    "batch_size": 2,
+    "lr": 0.01,
+    "keep": "best",
+}
+# A process that trains, and kills itself at a call that the test chose, one of those that write.
 TRAIN = """
 import json, os, signal, sys
 import torch
-from ctseg.config import make_config, open_run
 from ctseg.folds import train_folds
+from ctseg.runs import make_config, open_run
 
 parameters, where, number = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 calls = 0
@@ -52,7 +64,7 @@ if where == "torch.save":
     torch.save = killing(torch.save, before=False)
 elif where != "anywhere":
     os.replace = killing(os.replace, before=where == "before os.replace")
-config = make_config(parameters)
+config = make_config(**parameters)
 print("ready", flush=True)
 train_folds(config, open_run(config))
 """
@@ -87,21 +99,32 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 
 def papermill(folder: Path, phantom: Path, run: str, name: str) -> subprocess.Popen:
     """Start a notebook on a run."""
-    parameters = SETTINGS | {"data_root": phantom}
-    arguments = [part for name, value in parameters.items() for part in ("-p", name, value)]
-    command = [sys.executable, "-m", "papermill", folder / "notebooks" / f"{name}.ipynb", folder / f"{run}.ipynb", "-r", "run", run]
+    paths = [folder / "notebooks" / f"{name}.ipynb", folder / f"{run}.ipynb"]
+    arguments = ["-r", "run", run, *as_arguments(SETTINGS | {"data_root": phantom})]
+    command = [sys.executable, "-m", "papermill", *paths, *arguments]
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([*map(str, command), *map(str, arguments)], cwd=folder, env=ENVIRONMENT, **output)
+    return subprocess.Popen([*map(str, command)], cwd=folder, env=ENVIRONMENT, **output)
 
 
 def find_kernel(process: subprocess.Popen) -> int:
     """Wait for the kernel that a papermill process starts; return its number."""
-    while not (children := subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()):
+    while not (
+        children := subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+        ).stdout.split()
+    ):
         time.sleep(0.05)
     return int(children[0])
 
 
-def train(folder: Path, phantom: Path, run: str, where: str = "anywhere", number: int = 0, after: float | None = None) -> str:
+def train(
+    folder: Path,
+    phantom: Path,
+    run: str,
+    where: str = "anywhere",
+    number: int = 0,
+    after: float | None = None,
+) -> str:
     """Train a run in a process, killed as said; return what it printed."""
     parameters = json.dumps(SETTINGS | {"data_root": str(phantom), "run": run})
     command = [sys.executable, "-c", TRAIN, parameters, where, str(number)]
@@ -126,29 +149,44 @@ def assert_same(folder: Path, run: str) -> None:
         states = [torch.load(path / name, weights_only=True) for path in (first, second)]
         weights = [state.get("state_dict") or state["learner"]["model"] for state in states]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0]), name
-    histories = [[{key: value for key, value in row.items() if key != "seconds"} for row in read_history(path)] for path in (first, second)]
+    histories = [
+        [{key: value for key, value in row.items() if key != "seconds"} for row in read_history(path)]
+        for path in (first, second)
+    ]
     assert histories[0] == histories[1]
     kept = [dict(np.load(path / "oof.npz")) for path in (first, second)]
     assert all(np.array_equal(kept[0][key], kept[1][key]) for key in kept[0])
-    names = [{str(file.relative_to(path)) for file in path.rglob("*") if PARTIAL not in file.name} for path in (first, second)]
+    names = [
+        {str(file.relative_to(path)) for file in path.rglob("*") if PARTIAL not in file.name}
+        for path in (first, second)
+    ]
     assert names[0] == names[1] and not list(second.glob(f"{PARTIAL}*"))
 
 
 @pytest.mark.parametrize("index", range(24))
-def test_a_training_process_that_is_killed_resumes_to_the_same_bits(home, phantom, moments, seconds, index):
+def test_a_killed_training_process_resumes_to_the_same_bits(home, phantom, moments, seconds, index):
     run = f"process{index}"
     places = ["anywhere"] * 3 + ["before os.replace", "after os.replace", "torch.save"]
     where = places[index % len(places)]
     number = moments.randint(1, {"torch.save": 9}.get(where, 30))
-    first = train(home, phantom, run, where, number, after=moments.uniform(0, 1.2 * seconds) if where == "anywhere" else None)
+    first = train(
+        home,
+        phantom,
+        run,
+        where,
+        number,
+        after=moments.uniform(0, 1.2 * seconds) if where == "anywhere" else None,
+    )
     second = train(home, phantom, run)
     assert not set(epochs_in(first)) & set(epochs_in(second))  # no epoch that was reported is lost
-    assert set(range(1, 7)) - set(epochs_in(first)) - set(epochs_in(second)) <= {max(epochs_in(first), default=0) + 1}
+    assert set(range(1, 7)) - set(epochs_in(first)) - set(epochs_in(second)) <= {
+        max(epochs_in(first), default=0) + 1
+    }
     assert_same(home, run)
 
 
 @pytest.mark.parametrize("index", range(6))
-def test_a_notebook_whose_papermill_or_kernel_is_killed_resumes_to_the_same_submission(home, phantom, moments, seconds, index):
+def test_a_killed_notebook_resumes_to_the_same_submission(home, phantom, moments, seconds, index):
     run = f"notebook{index}"
     process = papermill(home, phantom, run, "03_train")
     fold = home / "runs" / run / "fold0"
@@ -168,13 +206,15 @@ def test_a_notebook_whose_papermill_or_kernel_is_killed_resumes_to_the_same_subm
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_a_prediction_that_is_killed_leaves_no_half_submission_and_ends_at_the_same_one(home, phantom, moments, index):
+def test_a_killed_prediction_leaves_no_half_submission(home, phantom, moments, index):
     run = f"prediction{index}"
     unbroken, folder = home / "runs" / "unbroken", home / "runs" / run
     shutil.copytree(unbroken, folder, ignore=shutil.ignore_patterns("submission.csv", "predicted_masks"))
     process = papermill(home, phantom, run, "04_postprocess_submit")
     kernel = find_kernel(process)
-    while index % 2 and not (folder / "predicted_masks").is_dir():  # every other time while masks are being written
+    while (
+        index % 2 and not (folder / "predicted_masks").is_dir()
+    ):  # every other time while masks are being written
         time.sleep(0.005)
     time.sleep(moments.uniform(0, 0.2 if index % 2 else 4))
     os.kill(kernel, signal.SIGKILL)
@@ -199,19 +239,25 @@ def mounted(tmp_path):
     """A tmpfs of 8 MB, unmounted in the end."""
     folder = tmp_path / "small"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("mounting takes root")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)  # the test still stands in it
 
 
-def test_a_full_disk_is_a_clear_error_and_the_checkpoint_before_it_intact(home, phantom, mounted, monkeypatch):
+def test_a_full_disk_is_a_clear_error_and_keeps_the_checkpoint(home, phantom, mounted, monkeypatch):
     monkeypatch.chdir(mounted)
-    config = make_config(SETTINGS | {"data_root": str(phantom), "run": "full"})
+    config = make_config(**SETTINGS, data_root=str(phantom), run="full")
     folder = open_run(config)
     filler = mounted / "filler"
-    monkeypatch.setattr("ctseg.train.write_picture", lambda path, *_: fill(filler) if "epoch_3" in str(path) else None)
-    with pytest.raises(OSError, match="cannot write .*(No space left|file write failed|unexpected pos).*free space"):
+    monkeypatch.setattr(
+        "ctseg.train.write_picture", lambda path, *_: fill(filler) if "epoch_3" in str(path) else None
+    )
+    with pytest.raises(
+        OSError, match="cannot write .*(No space left|file write failed|unexpected pos).*free space"
+    ):
         train_folds(config, folder)
     assert len(torch.load(folder / "fold0" / "last.pth", weights_only=True)["history"]) == 2
     assert not list(folder.rglob(f"{PARTIAL}*"))
@@ -232,10 +278,12 @@ def fill(path: Path) -> None:
 
 def test_a_read_only_mount_is_a_clear_error(home, phantom, mounted, monkeypatch):
     monkeypatch.chdir(mounted)
-    config = make_config(SETTINGS | {"data_root": str(phantom), "run": "read_only"})
+    config = make_config(**SETTINGS, data_root=str(phantom), run="read_only")
     folder = open_run(config)
     subprocess.run(["mount", "-o", "remount,ro", mounted], check=True)
     with pytest.raises(OSError, match="Read-only file system"):
         train_folds(config, folder)
-    with pytest.raises(OSError, match="cannot write .*config.json.*Read-only.*free space, or run where it may be written"):
-        open_run(make_config(SETTINGS | {"data_root": str(phantom), "run": "another"}))
+    with pytest.raises(
+        OSError, match="cannot write .*config.json.*Read-only.*free space, or run where it may be written"
+    ):
+        open_run(make_config(**SETTINGS, data_root=str(phantom), run="another"))

@@ -1,0 +1,69 @@
+"""Where things are: the repository, the data, a run's folder, a weights file."""
+
+import os
+from pathlib import Path
+
+from ctseg.contest import IMAGE_FOLDERS, KAGGLE_INPUT, MOUNTS, SLUG
+from ctseg.phantom import write_phantom
+
+
+def find_repository() -> Path:
+    """The folder of `notebooks` and `ctseg`, at or above the current one; on Kaggle the current one."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "ctseg").is_dir() and (folder / "notebooks").is_dir():
+            return folder
+    return here
+
+
+def find_data_root(data_root: str | Path = "") -> Path:
+    """Find the folder that holds the training images' folder.
+
+    Args:
+        data_root: a path (tried from the current folder, then from the repository root; a folder above
+            `Dataset` will do), or "phantom" for the synthetic data set, written on first use, or "" to look
+            at CTSEG_DATA, Kaggle's mounts and `data/`, in this order.
+
+    Raises:
+        FileNotFoundError: no such folder; the message lists where it looked.
+    """
+    images = IMAGE_FOLDERS["train"]
+    data_root = str(data_root) or os.environ.get("CTSEG_DATA", "")
+    if data_root == "phantom":
+        return write_phantom(find_repository() / "data" / "phantom")
+    if data_root:
+        path = Path(data_root).expanduser()
+        places = [path, find_repository() / path]
+    else:
+        data = find_repository() / "data"
+        places = [KAGGLE_INPUT / mount for mount in MOUNTS]
+        places += sorted(found.parents[images.count("/")] for found in KAGGLE_INPUT.glob(f"**/{images}"))
+        places += [data, *sorted(data.glob(f"{SLUG}*"))]
+    for place in places:
+        for root in (place, place / "Dataset"):
+            if (root / images).is_dir():
+                return root.resolve()
+    raise FileNotFoundError(
+        f"no data set: none of {', '.join(map(str, places))} holds {images} or Dataset/{images}; pass "
+        "data_root (or set CTSEG_DATA) to the folder above the images' and masks' folders, or 'phantom' for "
+        "the synthetic one"
+    )
+
+
+def find_run_dir(run: str) -> Path:
+    """A run's folder, below `runs/` at the repository root; ValueError if the name would lead out of it."""
+    if Path(run).name != run or run in ("", ".", ".."):
+        raise ValueError(f"parameter run: got {run!r}, expected a plain folder name below runs/")
+    return find_repository() / "runs" / run
+
+
+def find_weights_file(weights: str) -> Path:
+    """Find a weights file from the current folder, then from the repository root; else FileNotFoundError."""
+    places = [Path(weights).expanduser().resolve(), (find_repository() / weights).resolve()]
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(
+        f"no weights file {weights!r}: looked for {' and '.join(map(str, places))}; pass an existing one, "
+        "or '' for scratch"
+    )

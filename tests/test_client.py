@@ -1,0 +1,140 @@
+"""The way to Kaggle and back, by Kaggle's real client and a server of our own."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+from kaggle_server import URL
+
+from ctseg.contest import SLUG
+from kaggle_kernel import client
+
+SAVED = {"url": "https://example.org/code/somebody/ctseg-segmentation", "versionNumber": 3}
+
+
+def test_what_is_pushed_is_what_was_built(call, server, built):
+    server.answers = {"SaveKernel": SAVED}
+    status, printed = call(client, "push")
+    assert status == 0 and "Kernel version 3 successfully pushed" in printed, printed
+    request = server.received["SaveKernel"]
+    assert nbformat.reads(request["text"], as_version=4) == built[1]
+    assert request["slug"] == built[2]["id"] and request["newTitle"] == built[2]["title"]
+    assert request["competitionDataSources"] == [SLUG] and request["machineShape"] == "NvidiaTeslaT4"
+    assert (
+        request["isPrivate"]
+        and request["enableGpu"]
+        and request["enableInternet"]
+        and request["kernelType"] == "notebook"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "advice"),
+    [
+        ({"error": "Maximum weekly GPU quota of 30.00 hours reached."}, "GPU hours are 30 a week"),
+        ({"error": "Maximum batch GPU session count of 2 reached."}, "two GPU sessions run at once"),
+        (SAVED | {"invalidCompetitionSources": [SLUG]}, "accept its rules"),
+        (SAVED | {"invalidDatasetSources": ["me/weights"]}, "this account may use it"),
+        ((404, {"code": 404, "message": "Owner not found: somebody"}), "of the user too (KAGGLE_USERNAME)"),
+        ((401, {"code": 401, "message": "Unauthenticated"}), "save Kaggle's API key"),
+        ((500, {"code": 500, "message": "Something went wrong"}), "did not succeed"),
+    ],
+)
+def test_a_push_that_kaggle_refuses_fails_with_a_way_out(call, server, built, answer, advice):
+    server.answers = {"SaveKernel": answer}
+    status, printed = call(client, "push")
+    assert status == 1 and advice in printed.splitlines()[-1], printed
+
+
+def test_a_push_without_a_build_key_or_client_says_what_is_missing(clone, call, built, monkeypatch):
+    metadata = clone / "kaggle_kernel" / "kernel-metadata.json"
+    metadata.rename(clone / "aside.json")
+    status, printed = call(client, "push")
+    (clone / "aside.json").rename(metadata)
+    assert status == 1 and "make kernel first" in printed
+    monkeypatch.delenv("KAGGLE_USERNAME")
+    status, printed = call(client, "push")
+    assert status == 1 and "save Kaggle's API key" in printed.splitlines()[-1]
+    monkeypatch.setattr(client.importlib.util, "find_spec", lambda name: None)
+    assert "pip install -e '.[kaggle]'" in call(client, "push")[1]
+
+
+@pytest.fixture
+def submission(tiny) -> str:
+    """A valid submission for the data set `tiny`."""
+    return "ID,Mask\ncase_9,1 5\n"
+
+
+def output_of(submission):
+    return {
+        "GetKernelSessionStatus": {"status": "COMPLETE"},
+        "ListKernelSessionOutput": {
+            "files": [{"url": f"{URL}/submission.csv", "fileName": "submission.csv"}],
+            "log": "[]",
+        },
+        "submission.csv": submission.encode(),
+    }
+
+
+def test_a_finished_kernels_output_is_fetched_and_checked(clone, call, server, built, tiny, submission):
+    server.answers = output_of(submission)
+    status, printed = call(client, "output", "--data", tiny)
+    assert status == 0 and "valid" in printed, printed
+    assert (clone / "runs" / "kaggle" / "submission.csv").read_text() == submission
+    server.answers = output_of("ID,Mask\ncase_9,1 5000\n")
+    status, printed = call(client, "output", "--data", tiny)
+    assert status == 1 and "ID case_9: run-length code holds 5000" in printed
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        ({"status": "ERROR", "failureMessage": "out of memory"}, "out of memory"),
+        ({"status": "RUNNING"}, "RUNNING"),
+    ],
+)
+def test_a_kernel_that_failed_or_still_runs_has_no_output(clone, call, server, built, tiny, status, message):
+    server.answers = {"GetKernelSessionStatus": status}
+    status, printed = call(client, "output", "--data", tiny)
+    assert status == 1 and message in printed and "did not succeed" in printed
+
+
+def test_a_submission_is_checked_then_submitted_with_run_and_commit(clone, call, server, tiny, submission):
+    path = clone / "runs" / "best" / "submission.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(submission)
+    upload = {"token": "t", "createUrl": f"{URL}/upload"}
+    server.answers = {
+        "StartSubmissionUpload": upload,
+        "CreateSubmission": {"message": "Successfully submitted to the contest"},
+    }
+    status, printed = call(client, "submit", "--run", "best", "--data", tiny)
+    assert status == 0, printed
+    assert server.uploaded == submission.encode()
+    assert server.received["CreateSubmission"]["submissionDescription"].startswith("best, commit ")
+    server.answers["CreateSubmission"] = {"message": "Could not submit to competition"}
+    assert call(client, "submit", "--run", "best", "--data", tiny)[0] == 1
+    server.answers["StartSubmissionUpload"] = (403, {"code": 403, "message": "You must accept the rules"})
+    status, printed = call(client, "submit", "--run", "best", "--data", tiny)
+    assert status == 1 and "accept its rules" in printed
+    server.received.clear()
+    path.write_text("ID,Mask\nother,1 5\n")
+    status, printed = call(client, "submit", "--run", "best", "--data", tiny)
+    assert status == 1 and "missing or unknown ids" in printed and server.received == {}
+    assert "no " in call(client, "submit", "--run", "none", "--data", tiny)[1]
+
+
+def test_the_contests_data_is_downloaded_and_found(clone, call, server, tiny):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in tiny.rglob("*.*"):
+            archive.write(path, Path("Dataset") / path.relative_to(tiny))
+    server.answers = {"DownloadDataFiles": f"{URL}/bundle/archive.zip", "archive.zip": packed.getvalue()}
+    status, printed = call(client, "download")
+    assert status == 0 and f"data/{SLUG}/Dataset" in printed.splitlines()[-1], printed
+    assert sorted(path.name for path in (clone / "data" / SLUG).iterdir()) == ["Dataset"]
+    server.answers = {"DownloadDataFiles": (403, {"code": 403, "message": "Forbidden"})}
+    status, printed = call(client, "download")
+    assert status == 1 and "accept its rules" in printed

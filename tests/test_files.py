@@ -1,0 +1,70 @@
+"""Files are whole or absent, and a folder has one writer."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from ctseg.files import (
+    atomic_path,
+    lock_folder,
+    read_csv,
+    read_json,
+    write_csv,
+    write_json,
+    write_text,
+)
+
+
+def test_what_cannot_be_written_is_said_and_replaces_nothing(tmp_path, monkeypatch):
+    write_text("before", tmp_path / "a.txt")
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="cannot write .*a.txt: .*No space left on device; free space"):
+        write_text("after", tmp_path / "a.txt")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+
+
+def test_a_writer_that_fails_halfway_leaves_the_old_file(tmp_path):
+    path = tmp_path / "below" / "a.txt"
+    write_text("before", path)
+    with pytest.raises(KeyError), atomic_path(path) as partial:
+        partial.write_text("half")
+        raise KeyError
+    assert [path.read_text() for path in path.parent.iterdir()] == ["before"]
+
+
+def test_a_folder_is_held_by_one_writer_until_it_is_done(tmp_path):
+    folder = tmp_path / "fold0"
+    with lock_folder(folder):
+        with (
+            pytest.raises(RuntimeError, match="fold0 is being written by another process"),
+            lock_folder(folder),
+        ):
+            pass
+        code = "import sys, pathlib, ctseg.files as f\nwith f.lock_folder(pathlib.Path(sys.argv[1])): pass"
+        other = subprocess.run(
+            [sys.executable, "-c", code, folder], cwd=REPOSITORY, capture_output=True, text=True
+        )
+        assert other.returncode == 1 and "RuntimeError" in other.stderr
+    with lock_folder(folder):
+        pass
+
+
+def test_a_new_writer_removes_what_a_killed_one_left_half_written(tmp_path):
+    (tmp_path / ".partial-1-last.pth").write_bytes(b"half")
+    (tmp_path / "last.pth").write_bytes(b"whole")
+    with lock_folder(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "last.pth"]
+
+
+def test_rows_and_json_come_back_as_they_were_written(tmp_path):
+    rows = [{"image_id": 'a,\n"b"', "note": "größer"}, {"image_id": "c", "note": ""}]
+    write_csv(rows, tmp_path / "rows.csv")
+    assert read_csv(tmp_path / "rows.csv") == rows
+    write_csv([], tmp_path / "none.csv")
+    assert read_csv(tmp_path / "none.csv") == []
+    content = {"lr": 1e-4, "fold": None, "text": "größer", "list": [1, True]}
+    write_json(content, tmp_path / "a.json")
+    assert read_json(tmp_path / "a.json") == content

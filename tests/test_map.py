@@ -1,0 +1,93 @@
+"""The map of the house: which module may import which, and that a reader finds the map."""
+
+import ast
+import re
+
+import pytest
+from conftest import REPOSITORY
+
+import ctseg
+
+# Each module and the modules of the kit that it imports, in the order of the map; no arrow but these.
+IMPORTS = {
+    "contest": set(),
+    "config": set(),
+    "seeds": set(),
+    "files": set(),
+    "phantom": {"contest", "files"},
+    "paths": {"contest", "phantom"},
+    "data": {"contest", "transforms"},
+    "transforms": set(),
+    "augment": {"config", "transforms"},
+    "model": {"files"},
+    "device": set(),
+    "losses": set(),
+    "metrics": set(),
+    "train": {
+        *("augment", "config", "data", "device", "files", "losses"),
+        *("metrics", "model", "predict", "seeds", "transforms"),
+    },
+    "predict": {"data", "device", "files", "metrics", "postprocess", "transforms"},
+    "postprocess": {"metrics", "transforms"},
+    "submission": {"contest", "data", "files"},
+    "split": {"data", "transforms"},
+    "check": {"contest", "data", "paths", "split", "submission", "transforms"},
+    "explore": {"data", "metrics", "transforms"},
+    "plots": set(),
+    "report": {"files", "metrics"},
+    "runs": {"config", "contest", "data", "files", "model", "paths", "transforms"},
+    "folds": {"config", "data", "device", "files", "model", "predict", "runs", "seeds", "split", "train"},
+}
+MODULES = sorted(path.stem for path in (REPOSITORY / "ctseg").glob("[!_]*.py"))
+NOTEBOOKS = sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.py"))
+
+
+def find_imports(path):
+    """The modules of the kit that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ctseg":
+            names |= (
+                {node.module.partition(".")[2]} if "." in node.module else {name.name for name in node.names}
+            )
+        elif isinstance(node, ast.Import):
+            names |= {name.name.partition(".")[2] for name in node.names if name.name.startswith("ctseg.")}
+    return names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_what_the_map_says(module):
+    assert find_imports(REPOSITORY / "ctseg" / f"{module}.py") == IMPORTS[module]
+
+
+def test_imports_go_one_way():
+    floors = {}
+    while len(floors) < len(IMPORTS):
+        ready = [name for name in IMPORTS if name not in floors and IMPORTS[name] <= floors.keys()]
+        assert ready, f"a circle among {sorted(IMPORTS.keys() - floors.keys())}"
+        floors |= dict.fromkeys(ready, max(floors.values(), default=0) + 1)
+    assert max(floors.values()) <= 7
+
+
+def test_notebooks_01_and_02_know_nothing_of_folds():
+    for name in NOTEBOOKS[:2]:
+        assert not find_imports(REPOSITORY / "notebooks" / f"{name}.py") & {"folds", "train", "predict"}
+
+
+def test_the_map_lists_every_module_once_here_and_in_the_readme():
+    listed = re.findall(r"^    (\w+)\.py {2,}\S.*$", ctseg.__doc__, flags=re.MULTILINE)
+    assert sorted(listed) == MODULES == sorted(IMPORTS)
+    assert listed == list(IMPORTS)
+    readme = (REPOSITORY / "README.md").read_text()
+    for line in re.findall(r"^    \w+\.py .*$", ctseg.__doc__, flags=re.MULTILINE):
+        assert line.strip() in readme
+
+
+@pytest.mark.parametrize("name", ["Train/Image", "Train/Mask", "Test/Image", '"ID"', '"Mask"'])
+def test_the_contests_names_are_in_contest_alone(name):
+    files = [
+        *REPOSITORY.glob("ctseg/*.py"),
+        *REPOSITORY.glob("kaggle_kernel/*.py"),
+        *REPOSITORY.glob("notebooks/*.py"),
+    ]
+    assert [path.name for path in files if name in path.read_text()] == ["contest.py"]

@@ -1,0 +1,82 @@
+"""Where the data, the repository, a run and its weights are found."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ctseg import paths
+from ctseg.paths import find_data_root, find_repository, find_run_dir, find_weights_file
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Path:
+    """An empty repository; the current folder is its folder of notebooks, and CTSEG_DATA is not set."""
+    root = tmp_path / "repository"
+    for name in ("ctseg", "notebooks"):
+        (root / name).mkdir(parents=True)
+    monkeypatch.chdir(root / "notebooks")
+    monkeypatch.delenv("CTSEG_DATA", raising=False)
+    return root
+
+
+def test_the_data_root_is_found_by_path_variable_and_one_up(tiny, monkeypatch):
+    assert find_data_root(tiny) == find_data_root(tiny.parent) == tiny
+    monkeypatch.setenv("CTSEG_DATA", str(tiny.parent))
+    assert find_data_root() == tiny
+
+
+def test_without_data_the_error_lists_the_places_looked_at(tmp_path, monkeypatch):
+    monkeypatch.delenv("CTSEG_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="/kaggle/input/competitions/a0-2025.*CTSEG_DATA"):
+        find_data_root()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        find_data_root("nowhere")
+    assert not any(tmp_path.iterdir())  # and no phantom was written
+
+
+def test_all_kaggle_mounts_are_found(tiny, tmp_path, monkeypatch):
+    monkeypatch.delenv("CTSEG_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    slug = "a0-2025-medical-image-segmentation"
+    for name in (f"competitions/{slug}", slug, "some/other/name"):
+        mount = tmp_path / name.replace("/", "_") / "input"
+        (mount / name).mkdir(parents=True)
+        shutil.copytree(tiny, mount / name / "Dataset")
+        monkeypatch.setattr("ctseg.paths.KAGGLE_INPUT", mount)
+        assert find_data_root() == mount / name / "Dataset"
+
+
+@pytest.mark.parametrize("folder", ["data", "data/a0-2025-medical-image-segmentation"])
+def test_data_in_the_repository_is_found_from_its_notebooks(tiny, repository, folder):
+    shutil.copytree(tiny, repository / folder / "Dataset")
+    assert find_data_root() == repository / folder / "Dataset"
+    assert find_data_root(folder) == repository / folder / "Dataset"
+
+
+def test_the_phantom_is_written_into_the_repository(repository, monkeypatch):
+    monkeypatch.setattr(paths, "write_phantom", lambda folder: folder / "Dataset")
+    assert find_data_root("phantom") == repository / "data" / "phantom" / "Dataset"
+
+
+def test_the_repository_is_at_or_above_the_current_folder(repository, tmp_path, monkeypatch):
+    assert find_repository() == repository
+    monkeypatch.chdir(tmp_path)
+    assert find_repository() == tmp_path  # elsewhere, as on Kaggle, the current folder
+
+
+def test_a_run_lies_below_runs_and_its_name_cannot_lead_out(repository):
+    assert find_run_dir("a") == repository / "runs" / "a"
+    for name in ("../escape", "a/b", "..", ".", ""):
+        with pytest.raises(ValueError, match=f"run: got {name!r}, expected a plain folder name"):
+            find_run_dir(name)
+
+
+def test_weights_are_found_from_here_and_from_the_repository(repository):
+    with pytest.raises(FileNotFoundError, match="no weights file 'w.pth': looked for .*notebooks/w.pth and"):
+        find_weights_file("w.pth")
+    (repository / "w.pth").write_bytes(b"")
+    assert find_weights_file("w.pth") == find_weights_file("../w.pth") == repository / "w.pth"
+    (repository / "notebooks" / "w.pth").write_bytes(b"")
+    assert find_weights_file("w.pth") == repository / "notebooks" / "w.pth"

@@ -1,0 +1,110 @@
+"""Figures and tables, drawn small."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from ctseg.plots import new_axes, plot_batch, plot_cases, plot_gains, plot_history, table
+
+
+def draw(figure) -> None:
+    """Draw a figure, as a notebook would."""
+    figure.savefig(io.BytesIO(), format="png", dpi=20)
+
+
+def count_outlines(figure) -> list[int]:
+    """The number of outlines in each of a figure's axes."""
+    return [len(axis.collections) for axis in figure.axes]
+
+
+def test_a_table_escapes_html_in_names_and_values():
+    html = table([{"<b>": "a & <script>", "x": 1}]).data
+    assert "<th>&lt;b&gt;</th><th>x</th>" in html
+    assert "<td>a &amp; &lt;script&gt;</td><td>1</td>" in html and "<script>" not in html
+
+
+def test_a_table_shows_four_decimals_and_says_if_it_is_empty():
+    html = table([{"dice": 0.123456, "n": 3, "mask": None}]).data
+    assert "<td>0.1235</td><td>3</td><td>None</td>" in html
+    assert table([]).data == "<p>no rows</p>"
+
+
+@pytest.mark.parametrize(
+    ("n", "shown", "more"), [(5, 3, "… 2 more rows"), (4, 3, "… 1 more rows"), (3, 3, "")]
+)
+def test_a_table_stops_at_max_rows_and_says_how_many_more(n, shown, more):
+    html = table([{"index": index} for index in range(n)], max_rows=3).data
+    assert html.count("<td>") == shown and f"<td>{shown - 1}</td>" in html
+    assert more in html and ("more rows" in html) == bool(more)
+
+
+def test_cases_of_all_sizes_with_empty_and_full_masks_are_drawn():
+    sizes = [(30, 40), (80, 20), (50, 50), (1500, 1100)]
+    images = [np.full((*size, 3), 90, np.uint8) for size in sizes]
+    disc, empty = np.zeros((30, 40), bool), np.zeros((80, 20), bool)
+    disc[10:20, 10:20] = True
+    full, half = np.ones((50, 50), bool), np.zeros((1500, 1100), bool)
+    half[:700] = True
+    figure = plot_cases(images, [disc, empty, full, half], [disc, None, ~full, ~half], titles=list("abcd"))
+    draw(figure)
+    assert [axis.get_title() for axis in figure.axes] == list("abcd")
+    shapes = [axis.images[0].get_array().shape[:2] for axis in figure.axes]
+    assert shapes == [(30, 40), (80, 20), (50, 50), (750, 550)]  # large ones thinned out
+    assert count_outlines(figure) == [2, 0, 0, 2]
+    colors = [to_hex(outline.get_edgecolor()[0]) for outline in figure.axes[0].collections]
+    assert colors == [to_hex("lime"), to_hex("magenta")]
+
+
+def test_images_alone_are_drawn_without_outlines_in_a_grid():
+    figure = plot_cases([np.zeros((20, 20, 3), np.uint8)] * 5, columns=3)
+    draw(figure)
+    assert count_outlines(figure) == [0] * 6 and [axis.axison for axis in figure.axes] == [False] * 6
+    assert [len(axis.images) for axis in figure.axes] == [1] * 5 + [0]
+
+
+def test_surplus_places_of_a_grid_stay_empty():
+    figure, axes = new_axes(4, columns=3, size=2, height=1)
+    assert figure.get_size_inches().tolist() == [6, 2] and len(axes) == 4
+    assert [axis.axison for axis in figure.axes] == [True] * 4 + [False] * 2
+
+
+def test_a_batch_is_drawn_with_its_targets_outlined_at_a_half():
+    targets = torch.zeros(2, 1, 16, 16)
+    targets[0, 0, 4:9, 4:9], targets[1, 0, 4:9, 4:9] = 0.6, 0.4
+    figure = plot_batch(torch.rand(2, 3, 16, 16) * 1.2, targets)
+    draw(figure)
+    assert count_outlines(figure) == [1, 0]
+
+
+def test_the_chosen_gain_is_filled_and_each_has_its_interval():
+    rows = [
+        {"postprocess": "plain", "gain": 0.0, "gain_low": 0.0, "gain_high": 0.0, "chosen": False},
+        {"postprocess": "smooth", "gain": 0.02, "gain_low": 0.01, "gain_high": 0.04, "chosen": True},
+        {"postprocess": "fill", "gain": -0.01, "gain_low": -0.02, "gain_high": 0.0, "chosen": False},
+    ]
+    figure = plot_gains(rows)
+    draw(figure)
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["plain", "smooth", "fill"]
+    fills = [to_hex(bars.lines[0].get_markerfacecolor()) for bars in axis.containers]
+    assert fills == [to_hex("white"), to_hex("tab:blue"), to_hex("white")]
+    spreads = [bars.lines[2][0].get_segments()[0][:, 0].tolist() for bars in axis.containers]
+    expected = [(row["gain_low"], row["gain_high"]) for row in rows]
+    assert [value for spread in spreads for value in spread] == pytest.approx(np.ravel(expected).tolist())
+
+
+def test_a_history_is_drawn_in_one_color_per_fold():
+    history = [
+        {"epoch": epoch, "loss": 1 / epoch, "bce": 2 / epoch, "dice": 0.1, "val_dice": 0.2, "lr": 1e-3}
+        for epoch in (1, 2)
+    ]
+    figure = plot_history({0: history, 3: history[:1]})
+    draw(figure)
+    losses, scores, rates = figure.axes
+    assert [line.get_color() for line in losses.lines] == ["C0", "C0", "C3", "C3"]
+    assert [line.get_linestyle() for line in scores.lines] == ["-", "--"] * 2
+    assert [text.get_text() for text in rates.get_legend().get_texts()] == ["fold 0", "fold 3"]
+    assert list(losses.lines[1].get_ydata()) == [2, 1] and list(rates.lines[0].get_xdata()) == [1, 2]

@@ -1,0 +1,202 @@
+"""Probabilities, masks, and predictions that are kept to decide by."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_image, write_pair
+from PIL import Image
+from torch import nn
+
+from ctseg.data import (
+    SegmentationDataset,
+    describe_mask,
+    find_cases,
+    load_training_set,
+    read_mask,
+    read_mask_values,
+)
+from ctseg.losses import DiceBCELoss
+from ctseg.metrics import dice_score
+from ctseg.model import make_model
+from ctseg.postprocess import PostProcess, make_mask
+from ctseg.predict import (
+    ORIENTATIONS,
+    OutOfFold,
+    predict_masks,
+    predict_probabilities,
+    read_masks,
+    score_masks,
+    write_masks,
+    write_oof,
+)
+from ctseg.report import summarize
+from ctseg.train import evaluate_model
+from ctseg.transforms import EvalTransform, to_float
+
+
+def make_constant_model(logit):
+    """A network that finds one logit everywhere."""
+    model = make_model(width=2, depth=2)
+    nn.init.zeros_(model.segmentation_head.weight)
+    nn.init.constant_(model.segmentation_head.bias, logit)
+    return model
+
+
+def load_cases(root):
+    """The training cases below `root` in memory, 32 pixels wide."""
+    return load_training_set(SegmentationDataset(find_cases(root, "train"), EvalTransform(32)))
+
+
+def test_an_image_is_segmented_alike_alone_and_in_a_batch():
+    images = torch.randint(0, 255, (5, 3, 32, 32), dtype=torch.uint8)
+    model = make_model(width=4)
+    alone = torch.cat([predict_probabilities(model, image[None]) for image in images])
+    together = predict_probabilities(model, images, batch_size=2)
+    assert together.shape == (5, 32, 32) and together.dtype == torch.float32
+    assert torch.allclose(alone, together, atol=1e-5)
+
+
+class Brightness(nn.Module):
+    """A "network" that knows where it looks: the red channel, less from left to right and top to bottom."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, images):
+        height, width = images.shape[2:]
+        slope = torch.linspace(0, 1, width) + torch.linspace(0, 2, height)[:, None]
+        return self.scale * (images[:, :1] - slope)
+
+
+@pytest.mark.parametrize(("tta", "n_orientations"), [("none", 1), ("flips", 4), ("d4", 8)])
+def test_orientations_are_undone_before_they_are_averaged(tta, n_orientations):
+    images = torch.randint(0, 255, (2, 3, 8, 8), dtype=torch.uint8)
+    expected = []
+    for rot90, mirrored in ORIENTATIONS[tta]:
+        oriented = to_float(images).rot90(rot90, (2, 3))
+        oriented = oriented.flip(3) if mirrored else oriented
+        logits = Brightness()(oriented).detach()
+        logits = logits.flip(3) if mirrored else logits
+        expected.append(logits.rot90(-rot90, (2, 3)).sigmoid()[:, 0])
+    assert len({probability.numpy().tobytes() for probability in expected}) == n_orientations  # all differ
+    probabilities = predict_probabilities(Brightness(), images, tta=tta)
+    assert torch.allclose(probabilities, torch.stack(expected).mean(dim=0), atol=1e-6)
+
+
+def test_with_d4_a_reoriented_image_gives_the_reoriented_map():
+    images = torch.randint(0, 255, (1, 3, 32, 32), dtype=torch.uint8)
+    model = make_model(width=4)
+    reoriented = predict_probabilities(model, images.rot90(1, (2, 3)).flip(3), tta="d4")
+    expected = predict_probabilities(model, images, tta="d4").rot90(1, (1, 2)).flip(2)
+    assert torch.allclose(reoriented, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("logit", "expected"), [(-50, [1, 0, 0, 0]), (50, [0, 168 / 1284, 196 / 1298, 224 / 1312])]
+)
+def test_an_empty_mask_scores_by_one_rule_everywhere(tiny, tmp_path, logit, expected):
+    """In training, validation and report: both empty is 1, one empty 0.
+
+    The network finds nothing, or everything. Of 1200 pixels the masks of case_1 to case_3 have 84, 98, 112.
+    """
+    Image.new("L", (40, 30)).save(tiny / "Train" / "Mask" / "case_0.png")
+    training_set, model, plain = load_cases(tiny), make_constant_model(logit), PostProcess()
+    losses = DiceBCELoss()(model(to_float(training_set.images)), torch.zeros(4, 1, 32, 32))
+    assert losses.dice_loss.item() == pytest.approx(0 if logit < 0 else 1, abs=1e-3)
+    assert losses.loss.isfinite()
+    in_training = evaluate_model(model, training_set)
+    write_oof(tmp_path / "oof.npz", model, training_set)
+    in_validation = OutOfFold([tmp_path / "oof.npz"], training_set.cases).score(plain)
+    dataset = SegmentationDataset(training_set.cases, EvalTransform(32))
+    write_masks(predict_masks([model], dataset, plain), tmp_path / "masks")
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 4
+    in_report = score_masks(tmp_path / "masks", tiny / "Train" / "Mask")
+    for scores in (in_training.tolist(), in_validation.tolist(), list(in_report.values())):
+        assert scores == pytest.approx(expected)
+    assert summarize(in_training)["dice"] == pytest.approx(np.mean(expected))
+
+
+REGION = np.zeros((30, 40), np.uint8)
+REGION[5:10, 6:20] = 1
+EDGE = np.zeros((30, 40), np.uint8)
+EDGE[5, 6:20] = 1
+MASKS = {  # stored values by kind; all but the empty and the full one hold the region's 70 of 1200 pixels
+    "empty": 0 * REGION,
+    "full": 0 * REGION + 255,
+    "0/1": REGION,
+    "0/255": 255 * REGION,
+    "two values": 100 * REGION + 20,
+    "anti-aliased": 255 * REGION - 55 * EDGE,
+}
+
+
+@pytest.fixture
+def of_each_kind(tmp_path):
+    """Root of a training pair with a mask of each kind, by the order of `MASKS`."""
+    rng = np.random.default_rng(0)
+    for index, mask in enumerate(MASKS.values()):
+        write_pair(tmp_path / "Dataset", f"case_{index}", rng.integers(0, 255, (30, 40, 3), np.uint8), mask)
+    return tmp_path / "Dataset"
+
+
+def test_masks_that_are_written_are_read_back(of_each_kind, tmp_path):
+    cases = find_cases(of_each_kind, "train")
+    masks = {case.image_id: read_mask(case.mask) for case in cases}
+    assert [mask.sum() for mask in masks.values()] == [0, 1200, 70, 70, 70, 70]
+    write_masks(masks.items(), tmp_path / "masks")
+    again = list(read_masks(tmp_path / "masks", cases[::-1]))
+    assert [image_id for image_id, _ in again] == list(masks)[::-1]
+    for image_id, mask in again:
+        assert mask.dtype == bool and np.array_equal(mask, masks[image_id])
+
+
+def test_masks_of_another_run_are_replaced_one_by_one(tmp_path):
+    save_image(tmp_path / "a.png", 255 * REGION)
+    write_masks([("a", REGION == 0), ("b", REGION == 1)], tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["a.png", "b.png"]
+    assert np.unique(read_mask_values(tmp_path / "a.png")).tolist() == [0, 255]
+    assert np.array_equal(read_mask(tmp_path / "a.png"), REGION == 0)
+
+
+# A network that finds 0.6 everywhere: a lower threshold takes all, a higher one nothing.
+EVERYTHING, NOTHING = PostProcess(threshold=0.5), PostProcess(threshold=0.7)
+OF_EVERYTHING = [0, 1, *4 * [140 / 1270]]
+OF_NOTHING = [1, *5 * [0]]
+
+
+@pytest.fixture
+def out_of_fold(of_each_kind, tmp_path):
+    """Predictions of 0.6 everywhere for a mask of each kind."""
+    training_set = load_cases(of_each_kind)
+    assert [describe_mask(read_mask_values(case.mask)) for case in training_set.cases] == list(MASKS)
+    write_oof(tmp_path / "oof.npz", make_constant_model(np.log(0.6 / 0.4)), training_set)
+    return OutOfFold([tmp_path / "oof.npz"], training_set.cases)
+
+
+def test_each_candidate_has_its_row_in_the_order_asked_for(out_of_fold):
+    assert out_of_fold.score(EVERYTHING).tolist() == pytest.approx(OF_EVERYTHING)
+    # Now one is known, one is new, and one of them is repeated.
+    scores = out_of_fold.score_each([NOTHING, EVERYTHING, NOTHING])
+    assert scores.tolist() == [pytest.approx(row) for row in (OF_NOTHING, OF_EVERYTHING, OF_NOTHING)]
+    assert np.array_equal(out_of_fold.score(NOTHING), scores[0])
+    assert np.array_equal(out_of_fold.score_each([EVERYTHING]), scores[1:2])
+
+
+def test_a_score_that_is_known_is_not_worked_out_again(out_of_fold, monkeypatch):
+    scores = out_of_fold.score_each([EVERYTHING, NOTHING])
+    monkeypatch.setattr(out_of_fold, "read", lambda _: pytest.fail("read again"))
+    assert np.array_equal(out_of_fold.score_each([NOTHING, EVERYTHING]), scores[::-1])
+
+
+def test_candidates_of_several_smoothings_keep_their_rows(tiny, tmp_path):
+    training_set = load_cases(tiny)
+    write_oof(tmp_path / "oof.npz", Brightness(), training_set)
+    validation = OutOfFold([tmp_path / "oof.npz"], training_set.cases)
+    candidates = [PostProcess(smoothing, threshold) for threshold in (0.5, 0.4) for smoothing in (0.0, 0.1)]
+    scores = validation.score_each(candidates)
+    for candidate, row in zip(candidates, scores):
+        for index, score in enumerate(row):
+            probability, letterbox, true_mask = validation.read(index)
+            assert score == dice_score(make_mask(probability, letterbox, candidate), true_mask)
+    assert len(np.unique(scores, axis=0)) == 4

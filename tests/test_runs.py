@@ -1,0 +1,205 @@
+"""From a notebook's parameters to a config and its run's folder."""
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from conftest import save_image, write_pair
+
+from ctseg.config import Config
+from ctseg.runs import (
+    make_config,
+    make_config_of_run,
+    make_dataset,
+    make_network,
+    open_run,
+    read_parameters,
+)
+
+PARAMETERS = 'preset: str = "quick"  # quick, baseline or strong\nepochs: int = None\nlr: float = None\n'
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path, monkeypatch, phantom):
+    """Work in an empty repository, so that runs/ is not the real one; the phantom is the data."""
+    for name in ("ctseg", "notebooks"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.setenv("CTSEG_DATA", str(phantom))
+
+
+def run_cells(*cells: str) -> dict:
+    """The globals of a notebook in which these cells were run; cells that are not Python do nothing."""
+    namespace = {"In": [""], "Out": {}, "_": 3, "__name__": "__main__", "PAPERMILL_INPUT_PATH": "x"}
+    for cell in cells:
+        namespace["In"].append(cell)
+        with suppress(SyntaxError):
+            exec(cell, namespace)
+    return namespace
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"epochz": 3}, ValueError, "unknown parameter 'epochz', did you mean 'epochs'"),
+        ({"lr": -1}, ValueError, "lr: got -1, expected 1e-08 … 10"),
+        ({"encoder": "resnet35"}, ValueError, "unknown encoder 'resnet35'; expected one of .*resnet34"),
+        ({"weights": "none.pth"}, FileNotFoundError, "none.pth"),
+        ({"data_root": "nowhere"}, FileNotFoundError, "nowhere"),
+        ({"run": "../escape"}, ValueError, "plain folder name"),
+    ],
+)
+def test_bad_parameters_are_refused_before_a_run_is_made(parameters, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        open_run(make_config(**parameters))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_other_names_of_a_notebook_are_not_parameters():
+    notebook = {
+        "In": ["x", "lr = 0.1"],
+        "Out": {},
+        "_": 3,
+        "__name__": "__main__",
+        "np": json,
+        "make_config": make_config,
+        "PAPERMILL_INPUT_PATH": "x",
+        "lr": 0.1,
+    }
+    assert make_config(**read_parameters(notebook)).lr == 0.1
+    # A cell run again in a live notebook.
+    again = {**notebook, "config": Config(epochs=1), "my_own": 3}
+    assert make_config(**read_parameters(again)).lr == 0.1
+
+
+def test_without_a_list_of_cells_every_public_plain_name_counts():
+    namespace = {"_": 3, "__name__": "x", "np": json, "PAPERMILL_INPUT_PATH": "x", "lr": 0.1, "epochs": None}
+    assert read_parameters(namespace) == {"lr": 0.1, "epochs": None}
+
+
+def test_the_parameters_cell_and_what_papermill_injects_are_read():
+    notebook = run_cells("import json", PARAMETERS)
+    assert read_parameters(notebook) == {"preset": "quick", "epochs": None, "lr": None}
+    notebook = run_cells("import json", PARAMETERS, "# Parameters\nlr = 0.1\nrotation = 20\n")
+    assert read_parameters(notebook) == {"preset": "quick", "epochs": None, "lr": 0.1, "rotation": 20}
+    assert make_config(**read_parameters(notebook)).rotation == 20
+
+
+def test_an_infinite_number_that_papermill_injects_counts():
+    notebook = run_cells("# Parameters\nlr = float('inf')\nwindow_low = -100\n")
+    assert read_parameters(notebook) == {"lr": math.inf, "window_low": -100}
+    with pytest.raises(ValueError, match="lr: got inf"):
+        make_config(**read_parameters(notebook))
+
+
+def test_one_cell_may_set_several_names_at_once():
+    assert read_parameters(run_cells("lr, epochs = 0.1, 3")) == {"lr": 0.1, "epochs": 3}
+    assert read_parameters(run_cells("width = depth = 4")) == {"width": 4, "depth": 4}
+
+
+def test_a_value_of_the_parameters_cell_may_be_computed():
+    notebook = run_cells("import math", 'preset = "quick"\nlr = math.exp(-3)')
+    assert read_parameters(notebook) == {"preset": "quick", "lr": math.exp(-3)}
+
+
+def test_a_typo_is_refused_in_a_live_notebook_as_well():
+    config = make_config(epochs=1)
+    notebook = {**run_cells(PARAMETERS, "epochz = 3"), "config": config}
+    with pytest.raises(ValueError, match="unknown parameter 'epochz', did you mean 'epochs'"):
+        make_config(**read_parameters(notebook))
+
+
+def test_names_that_other_cells_make_are_ignored():
+    notebook = run_cells(
+        "for fold in range(2):\n    total = fold",
+        "names = sorted(['b', 'a'])",
+        "print\nn_folds = 5",
+        "scores = [2 * value for value in (1, 2)]",
+        "import json\nseed = 3",
+        PARAMETERS,
+        "width = total",
+    )
+    assert {"fold", "total", "names", "n_folds", "scores", "seed", "width"} <= notebook.keys()
+    assert read_parameters(notebook).keys() == {"preset", "epochs", "lr"}
+
+
+@pytest.mark.parametrize("cell", ["%matplotlib inline", "!ls\nseed = 3", "seed = = 3", "def"])
+def test_a_cell_that_is_not_python_is_skipped(cell):
+    assert read_parameters(run_cells(cell, "lr = 0.1")) == {"lr": 0.1}
+
+
+def test_a_default_run_is_named_by_its_settings_not_its_fold():
+    first = make_config(n_folds=2)
+    assert first.run == make_config(n_folds=2, fold=1).run
+    assert first.run != make_config(n_folds=2, lr=0.1).run
+    assert first.run.startswith("quick-") and len(first.run) == len("quick-") + 8
+
+
+def test_a_run_opens_with_its_own_settings_only(tmp_path):
+    run_dir = open_run(make_config(run="a", epochs=2))
+    assert run_dir == tmp_path / "runs" / "a"  # at the repository root, though the notebook started below it
+    written = (run_dir / "config.json").read_text()
+    assert open_run(make_config(run="a", epochs=2, fold=0)) == run_dir
+    with pytest.raises(ValueError, match="other settings .epochs: got 3, stored 2.*-f .*config.json"):
+        open_run(make_config(run="a", epochs=3))
+    assert (run_dir / "config.json").read_text() == written
+
+
+def test_the_config_file_of_a_run_reproduces_it_as_parameters():
+    config = make_config(preset="baseline", run="a", budget_minutes=3, lr=0.5)
+    run_dir = open_run(config)
+    again = make_config(**json.loads((run_dir / "config.json").read_text()))
+    assert asdict(again) == asdict(config)
+
+
+def test_notebook_04_takes_what_is_not_given_from_the_run():
+    open_run(make_config(preset="baseline", run="a", epochs=2, lr=0.5))
+    config = make_config_of_run(preset="quick", data_root="", run="a", lr=None)
+    assert (config.preset, config.width, config.epochs, config.lr) == ("baseline", 64, 2, 0.5)
+    with pytest.raises(ValueError, match="lr: got 0.1, stored 0.5"):
+        open_run(make_config_of_run(run="a", lr=0.1))
+
+
+def test_a_new_run_takes_what_is_not_given_from_its_preset():
+    assert asdict(make_config_of_run(run="b", lr=0.1)) == asdict(make_config(run="b", lr=0.1))
+    assert asdict(make_config_of_run(run="")) == asdict(make_config(run=""))
+
+
+def test_an_unknown_preset_is_refused_for_an_existing_run_too():
+    open_run(make_config(run="a"))
+    with pytest.raises(ValueError, match="preset: got 'fast', expected one of baseline, quick, strong"):
+        make_config_of_run(run="a", preset="fast")
+
+
+def test_a_trained_run_does_not_need_the_weights_it_started_from(tmp_path):
+    weights = tmp_path / "notebooks" / "w.pth"
+    weights.write_bytes(b"")
+    config = make_config(run="a", weights="w.pth")
+    assert config.weights == str(weights)
+    open_run(config)
+    weights.unlink()
+    assert asdict(make_config_of_run(run="a")) == asdict(config)
+
+
+def test_a_data_set_and_a_network_are_made_as_the_config_says(phantom):
+    config = make_config(target_size=64, width=4, depth=2)
+    train, test = make_dataset(config, "train"), make_dataset(config, "test")
+    assert (len(train), len(test)) == (24, 4)
+    image, target, letterbox = train[0]
+    assert image.shape == (3, 64, 64) and target.shape == (1, 64, 64) and letterbox.target_size == 64
+    assert test[0][1] is None
+    assert make_network(config)(image[None].float() / 255).shape == (1, 1, 64, 64)
+
+
+def test_the_window_of_16_bit_images_comes_from_training_images(tiny):
+    deep = np.linspace(1000, 3000, 1200).astype(np.uint16).reshape(30, 40)
+    write_pair(tiny, "deep", deep, np.zeros((30, 40), np.uint8))
+    save_image(tiny / "Test" / "Image" / "case_9.png", deep + np.uint16(5000))
+    (tiny / "Test" / "Image" / "case_9.jpg").unlink()
+    config = make_config(data_root=str(tiny))
+    low, high = make_dataset(config, "test").window
+    assert 1000 < low < 1030 and 2970 < high < 3000
+    assert make_dataset(make_config(data_root=str(tiny), window_low=7), "test").window == (7, high)

@@ -1,0 +1,309 @@
+"""`make mutants`: faults that cost people contests, seeded into `ctseg` one at a time; the tests notice each.
+
+A fault is (what it is, module, text, the text in its place). The fast tests run on it, those of the module's
+own file first, up to the first failure.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Tests of these start programs, or say nothing of a fault.
+SLOW = {"bench", "build", "client", "kernel", "kill", "map", "notebooks"}
+FAULTS = [
+    (
+        "RLE off by one",
+        "submission",
+        "np.stack([starts + 1, ends - starts]",
+        "np.stack([starts, ends - starts]",
+    ),
+    ("RLE column-major", "submission", "dtype=bool).ravel(order=order)", 'dtype=bool).ravel(order="F")'),
+    ("RLE of overlapping runs accepted", "submission", " or np.any(starts[1:] < ends[:-1])", ""),
+    ("a missing id submitted", "submission", "if duplicate or wrong:", "if duplicate:"),
+    (
+        "mask resized by nearest from the corner",
+        "transforms",
+        "np.round(255 * average_area(mask, letterbox.resized_size))",
+        "255 * mask[np.ix_(*[np.arange(n) * m // n for n, m in zip(letterbox.resized_size, mask.shape)])]",
+    ),
+    (
+        "image flipped without its mask",
+        "augment",
+        "images, targets = moved[:, :3], moved[:, 3:]",
+        "images, targets = moved[:, :3].flip(3), moved[:, 3:]",
+    ),
+    (
+        "soft target thresholded early",
+        "transforms",
+        "np.round(255 * average_area(mask, letterbox.resized_size))",
+        "255 * (average_area(mask, letterbox.resized_size) > 0.5)",
+    ),
+    (
+        "undo off by a pixel",
+        "transforms",
+        "slice(start, start + size) for",
+        "slice(start + 1, start + size + 1) for",
+    ),
+    (
+        "undo by nearest",
+        "transforms",
+        "self.original_size[::-1], Image.Resampling.BILINEAR",
+        "self.original_size[::-1], Image.Resampling.NEAREST",
+    ),
+    (
+        "height and width exchanged",
+        "transforms",
+        "letterbox = make_letterbox(original_size or",
+        "letterbox = make_letterbox((original_size or ())[::-1] or",
+    ),
+    ("images twice as bright", "transforms", "return images.float() / 255", "return images.float() / 128"),
+    (
+        "threshold before the resize, in prediction",
+        "postprocess",
+        "full = make_probability(probability, letterbox, chosen.smoothing)",
+        "full = 2.0 * (letterbox.undo((probability > chosen.threshold).astype(np.float32)) > 0.5)",
+    ),
+    (
+        "threshold before the resize, in validation",
+        "train",
+        "letterbox.undo(probabilities[index]) > threshold",
+        "letterbox.undo((probabilities[index] > threshold).astype(np.float32)) > 0.5",
+    ),
+    (
+        "train/validation leak",
+        "folds",
+        "training_set.subset(np.flatnonzero(fold_of_case != fold))",
+        "training_set.subset(np.flatnonzero(fold_of_case >= 0))",
+    ),
+    (
+        "near-duplicates split",
+        "split",
+        "areas, groups = training_set.areas, _group_duplicates(training_set)",
+        "areas, groups = training_set.areas, np.arange(len(training_set))",
+    ),
+    ("mirrored duplicates split", "split", "for step in (1, -1):", "for step in (1,):"),
+    (
+        "BGR for RGB",
+        "data",
+        'return np.asarray(upright.convert("RGB"))',
+        'return np.asarray(upright.convert("RGB"))[..., ::-1]',
+    ),
+    ("EXIF rotation ignored", "data", "upright = ImageOps.exif_transpose(image)", "upright = image"),
+    (
+        "masks paired by order, not by stem",
+        "data",
+        "Case(stem, paths[0], masks[stem][0])",
+        "Case(stem, paths[0], masks.popitem()[1][0])",
+    ),
+    ("0/1 masks read as empty", "data", "return values > values.max() / 2", "return values > 127"),
+    (
+        "scheduler stepped once per epoch",
+        "train",
+        "        learner.scheduler.step()\n",
+        "        batch or learner.scheduler.step()\n",
+    ),
+    ("last weights used as best", "train", "if find_kept(history, keep) is row", "if True"),
+    ("best weights used as last", "train", 'if keep == "last" else max(', "if False else max("),
+    ("gradients added up", "train", "        self.optimizer.zero_grad(set_to_none=True)\n", ""),
+    ("norms and biases decayed", "train", "if p.ndim > 1]", "if p.ndim > 0]"),
+    (
+        "resume without the state of the optimizer",
+        "train",
+        '("model", "optimizer", "scaler", "scheduler")',
+        '("model", "scaler", "scheduler")',
+    ),
+    (
+        "resume without the schedule's place",
+        "train",
+        '("model", "optimizer", "scaler", "scheduler")',
+        '("model", "optimizer", "scaler")',
+    ),
+    (
+        "resume without RNG: augmentation",
+        "train",
+        "make_generator(*seed, 2, batch))",
+        "make_generator(2, next(globals().setdefault('_drawn', __import__('itertools').count()))))",
+    ),
+    (
+        "resume without RNG: dropout",
+        "train",
+        "    torch.manual_seed(make_seed(*seed, 1))  # dropout draws from the global generator\n",
+        "",
+    ),
+    ("epochs share their augmentation", "train", "seed=(*seed, epoch))\n", "seed=seed)\n"),
+    (
+        "folds share their augmentation",
+        "folds",
+        "    torch.manual_seed(make_seed(*seed))  # the initial weights\n",
+        "    torch.manual_seed(make_seed(*seed))  # the initial weights\n    seed = (config.seed,)\n",
+    ),
+    ("broken weights saved", "train", "if not bad and not all(", "if not bad and False and not all("),
+    (
+        "Dice over the batch instead of per image",
+        "train",
+        "    return np.array(list(map_threads(score, range(len(validation)))))",
+        "    return np.full(len(validation), np.mean(list(map_threads(score, range(len(validation))))))",
+    ),
+    ("empty mask scored 0", "metrics", "if total else 1.0", "if total else 0.0"),
+    (
+        "Dice of the intersection over the union",
+        "metrics",
+        "float(2 * np.count_nonzero(pred_mask & true_mask)",
+        "float(np.count_nonzero(pred_mask & true_mask)",
+    ),
+    (
+        "BCE and Dice weights exchanged",
+        "losses",
+        "self.bce_weight * bce + (1 - self.bce_weight) * dice_loss",
+        "(1 - self.bce_weight) * bce + self.bce_weight * dice_loss",
+    ),
+    ("TTA not flipped back", "predict", "predict(oriented.flip(3)).flip(2)", "predict(oriented.flip(3))"),
+    (
+        "prediction in training mode",
+        "predict",
+        "    model.eval()\n\n    def predict",
+        "    model.train()\n\n    def predict",
+    ),
+    ("no ImageNet normalisation", "model", "        images = (images - self.mean) / self.std\n", ""),
+    (
+        "weights of the classifier's file not loaded",
+        "model",
+        "    module.load_state_dict({name: state[name] for name in expected})\n",
+        "",
+    ),
+    (
+        "test ids in another order than their masks",
+        "predict",
+        "zip((dataset.cases[index] for index in indices), each",
+        "zip((dataset.cases[index] for index in reversed(indices)), each",
+    ),
+    (
+        "average of masks instead of probabilities",
+        "predict",
+        "torch.stack([predict_probabilities(model, batch, tta=tta) for",
+        "torch.stack([(predict_probabilities(model, batch, tta=tta) > 0.5).float() for",
+    ),
+    (
+        "out-of-fold predictions of the last weights",
+        "folds",
+        '        load_weights(learner.model, fold_dir / "best_unet_model.pth")\n',
+        "",
+    ),
+    (
+        "post-processing applied though it hurt",
+        "postprocess",
+        "        if not helpful:\n            return start",
+        "        if not helpful:\n            return replace(start, keep_largest_component=True)",
+    ),
+    (
+        "a choice scored on the cases that made it",
+        "postprocess",
+        "choose_postprocess(score_each, start, folds != fold)",
+        "choose_postprocess(score_each, start, folds == fold)",
+    ),
+    (
+        "programs in a weights file run",
+        "model",
+        'map_location="cpu", weights_only=True',
+        'map_location="cpu", weights_only=False',
+    ),
+    (
+        "any program that Pillow knows started",
+        "data",
+        "Image.open(path, formats=_FORMATS)",
+        "Image.open(path)",
+    ),
+    (
+        "a sample submission of other images ignored",
+        "submission",
+        'if odd := ids ^ find_files(root / IMAGE_FOLDERS["test"]).keys():',
+        "if odd := []:",
+    ),
+    ("two writers in a folder", "files", "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+    ("other settings in an existing run", "runs", "    if differing:", "    if False:"),
+    (
+        "a typo in a notebook's parameters ignored",
+        "config",
+        "        if name not in NAMES:",
+        "        if False:",
+    ),
+    (
+        "masks read back in another order than the cases",
+        "predict",
+        'yield case.image_id, read_mask(folder / f"{case.image_id}.png")',
+        'yield case.image_id, read_mask(folder / f"{cases[0].image_id}.png")',
+    ),
+    ("a change of the augmentation left out", "augment", "1 + self.color *", "1 + 0 *"),
+]
+
+
+def run_tests(folder: Path, names: list[str], seconds: float) -> tuple[bool, str]:
+    """Run the tests of `names` in a copy of the repository; return whether they passed, and what failed."""
+    files = [f"tests/test_{name}.py" for name in names]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files]
+    output = {"capture_output": True, "text": True}
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, timeout=seconds, **output)
+    except subprocess.TimeoutExpired:
+        return False, "(it hung)"
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [line.split(" ")[1].rpartition("::")[2] for line in lines]
+    return done.returncode == 0, (failed or ["(it could not be imported)" if done.returncode else ""])[0]
+
+
+def try_fault(fault: tuple[str, str, str, str] | None, seconds: float = 600) -> tuple[bool, str]:
+    """Seed one fault (None: none) into a copy and run the tests on it, as `run_tests` does."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "clone"
+        ignored = shutil.ignore_patterns("__pycache__", "ctseg.ipynb")
+        for name in ("ctseg", "tests", "notebooks", "kaggle_kernel"):
+            shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
+        shutil.copy(REPOSITORY / "pyproject.toml", folder)
+        names = sorted(path.stem.removeprefix("test_") for path in (folder / "tests").glob("test_*.py"))
+        names = [name for name in names if name not in SLOW]
+        if fault:
+            what, module, text, instead = fault
+            path = folder / "ctseg" / f"{module}.py"
+            source = path.read_text()
+            if source.count(text) != 1:
+                raise SystemExit(
+                    f"{what}: {text!r} is {source.count(text)} times in {path.name}; expected once; fix "
+                    "tests/tools/mutants.py"
+                )
+            path.write_text(source.replace(text, instead))
+            names.sort(key=lambda name: name != module)
+        return run_tests(folder, names, seconds)
+
+
+def main() -> None:
+    """Try all faults, or those asked for; end with status 1 if a fault survives."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", default=[""], help="faults whose name holds one of these texts")
+    only = parser.parse_args().only
+    faults = [fault for fault in FAULTS if any(text in fault[0] for text in only)]
+    started = time.monotonic()
+    passed, failed = try_fault(None)
+    if not passed:
+        sys.exit(f"the tests fail without any fault: {failed}")
+    survivors = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for fault, (passed, failed) in zip(faults, pool.map(try_fault, faults)):
+            print(f"{'SURVIVED' if passed else 'caught':9} {fault[0]:50} {failed}", flush=True)
+            survivors += [fault[0]] if passed else []
+    minutes = (time.monotonic() - started) / 60
+    print(f"{len(faults) - len(survivors)} of {len(faults)} faults caught, {minutes:.0f} minutes")
+    sys.exit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
