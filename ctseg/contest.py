@@ -9,8 +9,9 @@ SLUG = "a0-2025-medical-image-segmentation"
 KAGGLE_INPUT = Path(os.environ.get("CTSEG_KAGGLE_INPUT", "/kaggle/input"))
 MOUNTS = (f"competitions/{SLUG}", SLUG)  # of the contest's data below it: today's place and the older one
 
-# Folders below the data root. An image and its mask share the file stem, which is also the id in the
-# submission.
+# The contest's archive holds one folder, the data root, and that the folders below. An image and its mask
+# share the file stem, which is also the id in the submission.
+DATASET = "Dataset"
 IMAGE_FOLDERS = {"train": "Train/Image", "test": "Test/Image"}  # by subset
 MASK_FOLDER = "Train/Mask"
 TEST_MASKS = "test_masks"  # next to the data root, where they are known; a contest hides them

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ctseg.contest import IMAGE_FOLDERS, KAGGLE_INPUT, MOUNTS, SLUG
+from ctseg.contest import DATASET, IMAGE_FOLDERS, KAGGLE_INPUT, MOUNTS, SLUG
 from ctseg.phantom import write_phantom
 
 
@@ -20,8 +20,8 @@ def find_data_root(data_root: str | Path = "") -> Path:
     """Find the folder that holds the training images' folder.
 
     Args:
-        data_root: a path (tried from the current folder, then from the repository root; a folder above
-            `Dataset` will do), or "phantom" for the synthetic data set, written on first use, or "" to look
+        data_root: a path (tried from the current folder, then from the repository root; the folder above the
+            data root will do), or "phantom" for the synthetic data set, written on first use, or "" to look
             at CTSEG_DATA, Kaggle's mounts and `data/`, in this order.
 
     Raises:
@@ -40,11 +40,11 @@ def find_data_root(data_root: str | Path = "") -> Path:
         places += sorted(found.parents[images.count("/")] for found in KAGGLE_INPUT.glob(f"**/{images}"))
         places += [data, *sorted(data.glob(f"{SLUG}*"))]
     for place in places:
-        for root in (place, place / "Dataset"):
+        for root in (place, place / DATASET):
             if (root / images).is_dir():
                 return root.resolve()
     raise FileNotFoundError(
-        f"no data set: none of {', '.join(map(str, places))} holds {images} or Dataset/{images}; pass "
+        f"no data set: none of {', '.join(map(str, places))} holds {images} or {DATASET}/{images}; pass "
         "data_root (or set CTSEG_DATA) to the folder above the images' and masks' folders, or 'phantom' for "
         "the synthetic one"
     )

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import sys
+import tomllib
 
 import pytest
 from conftest import REPOSITORY
@@ -91,3 +93,24 @@ def test_the_contests_names_are_in_contest_alone(name):
         *REPOSITORY.glob("notebooks/*.py"),
     ]
     assert [path.name for path in files if name in path.read_text()] == ["contest.py"]
+
+
+def find_packages(path):
+    """The packages that a file imports."""
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+        modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+    return {module.split(".")[0] for module in modules}
+
+
+@pytest.mark.parametrize("folder", ["ctseg", "kaggle_kernel", "notebooks", "tests"])
+def test_every_package_that_is_imported_is_declared(folder):
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    declared = {re.match(r"[\w-]+", line)[0] for line in lines}
+    names = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml", "IPython": "ipython"}
+    own = {path.stem for path in REPOSITORY.glob("tests/**/*.py")} | {"ctseg", "kaggle_kernel"}
+    imported = set().union(*map(find_packages, REPOSITORY.glob(f"{folder}/**/*.py")))
+    packages = imported - own - sys.stdlib_module_names
+    assert packages and {names.get(package, package) for package in packages} <= declared
