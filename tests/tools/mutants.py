@@ -171,7 +171,7 @@ FAULTS = [
         "    model.eval()\n\n    def predict",
         "    model.train()\n\n    def predict",
     ),
-    ("no ImageNet normalisation", "model", "        images = (images - self.mean) / self.std\n", ""),
+    ("no ImageNet normalization", "model", "        images = (images - self.mean) / self.std\n", ""),
     (
         "weights of the classifier's file not loaded",
         "model",
