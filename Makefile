@@ -7,7 +7,8 @@ VENV ?= .venv
 DATA ?= phantom
 RUN ?= $(if $(filter phantom,$(DATA)),phantom,$(error RUN=name is required with DATA=))
 PRESET ?= quick
-NOTEBOOKS := $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.ipynb))))
+# Not the copies that Jupyter makes, such as 03_train-Copy1.
+NOTEBOOKS := $(filter-out $(wildcard notebooks/*-*.ipynb), $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb)))
 PYTHON = $(VENV)/bin/python
 PAPERMILL = $(VENV)/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
 PARAMETERS = -p preset $(PRESET) -r data_root "$(DATA)" -r run "$(RUN)" $(ARGS)
@@ -15,8 +16,8 @@ INSTALL = -m pip install --quiet --disable-pip-version-check
 
 # An environment that several clones share never imports the other clone's code.
 export PYTHONPATH := $(CURDIR)
-# Threads of PyTorch that wait for each other give their core away sooner. On 2 cores a step of `quick` takes 125 ms
-# instead of 119 (medians of three), but two runs side by side take 0.4 s per step instead of more than 2.
+# PyTorch's waiting threads release their core sooner. On 2 cores a step of `quick` takes 125 ms instead of 119
+# (medians of three), but two runs side by side take 0.4 s per step instead of more than 2.
 export GOMP_SPINCOUNT ?= 10000
 
 help: # this list
@@ -31,11 +32,11 @@ $(VENV)/.ctseg: pyproject.toml
 	$(PYTHON) $(INSTALL) --editable ".[test]"
 	touch $@
 
-run: setup ## all notebooks on DATA (default the phantom) into runs/RUN; PRESET=quick|baseline|strong ARGS="-p name value"
+run: setup ## all notebooks on DATA (or the phantom) into runs/RUN; PRESET=quick|baseline|strong ARGS="-p lr 0.001"
 	mkdir -p "runs/$(RUN)"
-	set -o pipefail; for name in $(NOTEBOOKS); do \
-	    $(PAPERMILL) notebooks/$$name.ipynb "runs/$(RUN)/running.ipynb" $(PARAMETERS) | cat || exit 1; \
-	    mv "runs/$(RUN)/running.ipynb" "runs/$(RUN)/$$name.ipynb"; done
+	set -o pipefail; for path in $(NOTEBOOKS); do \
+	    $(PAPERMILL) $$path "runs/$(RUN)/running.ipynb" $(PARAMETERS) | cat || exit 1; \
+	    mv "runs/$(RUN)/running.ipynb" "runs/$(RUN)/$$(basename $$path)"; done
 	$(PYTHON) -m ctseg.report "runs/$(RUN)"
 
 check: setup ## what is wrong with DATA, and what to do about it
@@ -46,7 +47,7 @@ check: setup ## what is wrong with DATA, and what to do about it
 download: setup ## the contest's data into data/
 	$(PYTHON) kaggle_kernel/client.py download
 
-kernel: setup ## build one notebook in kaggle_kernel/; ARGS="-p name value -f best.yaml --title … --no-internet --dataset owner/slug"
+kernel: setup ## build one notebook in kaggle_kernel/; ARGS="-p lr 0.001 -f best.yaml --title … --dataset owner/slug"
 	$(PYTHON) kaggle_kernel/build.py $(ARGS)
 
 push: kernel ## build the kernel and push it to Kaggle
@@ -71,8 +72,8 @@ $(VENV)/.ctseg-dev: pyproject.toml | setup
 	$(PYTHON) $(INSTALL) --editable ".[dev]"
 	touch $@
 
-test-kernel: setup $(VENV)-kaggle/.ctseg ## the kernel as Kaggle's server receives it, run by Kaggle's papermill and Jupyter
-	$(PYTHON) -m pytest -m kernel --python "$(abspath $(VENV)-kaggle)/bin/python"
+test-kernel: setup $(VENV)-kaggle/.ctseg ## the kernel as Kaggle receives it, run by Kaggle's papermill and Jupyter
+	$(PYTHON) -m pytest tests -m kernel --python "$(abspath $(VENV)-kaggle)/bin/python"
 
 # Kaggle's versions, over the PyTorch of VENV, without ctseg.
 $(VENV)-kaggle/.ctseg: tests/tools/kaggle_image.txt | setup
@@ -81,16 +82,16 @@ $(VENV)-kaggle/.ctseg: tests/tools/kaggle_image.txt | setup
 	$(PYTHON) -c "import site; print(site.getsitepackages()[0])" > "$$($(VENV)-kaggle/bin/python -c "import site; print(site.getsitepackages()[0])")/pytorch.pth"
 	touch $@
 
-kill: setup ## runs killed at 34 random moments end as if they never were; full disks; ten minutes
-	$(PYTHON) -m pytest -s -m kill
+kill: setup ## runs killed at 34 random moments end as if never killed; full disks; ten minutes
+	$(PYTHON) -m pytest tests -s -m kill
 
 fuzz: setup ## 100,000 random masks through the run-length code and back, and broken codes; a minute
-	$(PYTHON) -m pytest -m fuzz
+	$(PYTHON) -m pytest tests -m fuzz
 
 mutants: setup ## the fast tests notice each of some fifty faults seeded into ctseg; ten minutes
 	$(PYTHON) tests/tools/mutants.py
 
-bench: setup ## figures of this machine: steps, images, Dice against training seconds; DATA=, PRESET=, ARGS="--minutes 1 4"
+bench: setup ## times of this machine, and Dice against training seconds; DATA=, PRESET=, ARGS="--minutes 1 4"
 	$(PYTHON) tests/tools/bench.py --data "$(DATA)" --preset $(PRESET) $(ARGS)
 
 sync: setup ## bring the .ipynb and .py of each pair in step, the newer one wins

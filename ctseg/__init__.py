@@ -1,4 +1,4 @@
-"""ctseg: from a folder of images and masks to a submission. A map of the house; imports go one way.
+"""ctseg: from a folder of images and masks to a submission. The map of the package; imports go one way.
 
 What is fixed, what may be set:
 

@@ -21,6 +21,7 @@ from ctseg.data import (
     describe_mask,
     find_files,
     find_window,
+    is_deep,
     map_threads,
     opened,
     read_image,
@@ -32,6 +33,7 @@ from ctseg.split import find_duplicates, make_thumbnail, normalize
 from ctseg.submission import check_contest_files
 from ctseg.transforms import average_area
 
+_SEVERITIES = ("error", "warning", "note")
 _SHIFT_SIZE = 64  # pixels of the longer side, where a mask is tried at other places
 _MASK_KINDS = {
     "0/1": (None, ""),
@@ -47,7 +49,7 @@ _MASK_KINDS = {
 _INVERTED_CORRELATION = -0.2
 # See `measure_shift` and `_check_shifts`: 5 of 862 dermoscopy and none of 78 CT masks in place exceed it;
 # shifted by a tenth of the width, 77 % and 55 % do.
-SHIFT_GAIN = 0.3
+_SHIFT_GAIN = 0.3
 
 
 def check_dataset(root: str | Path) -> list[dict]:
@@ -73,7 +75,9 @@ def check_dataset(root: str | Path) -> list[dict]:
             if mask is not None:
                 masks[_name(case.mask, root)] = mask
                 gains[_name(case.mask, root)] = gain
-    rows += _check_duplicates(thumbnails) + check_inverted(masks) + _check_shifts(gains) + _check_tables(root)
+    rows += (
+        _check_duplicates(thumbnails) + _check_inverted(masks) + _check_shifts(gains) + _check_tables(root)
+    )
     return _merge_rows(rows)
 
 
@@ -89,9 +93,8 @@ def _name(path: Path, root: Path) -> str:
 
 def _merge_rows(rows: Sequence[dict]) -> list[dict]:
     """Sort rows by severity, and join those that say the same of more than five files of a folder."""
-    order = ["error", "warning", "note"]
     alike = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (order.index(row["severity"]), row["file"])):
+    for row in sorted(rows, key=lambda row: (_SEVERITIES.index(row["severity"]), row["file"])):
         folder = str(Path(row["file"]).parent)
         alike[row["severity"], folder, row["problem"], row["remedy"]].append(row)
     merged = []
@@ -104,7 +107,7 @@ def _merge_rows(rows: Sequence[dict]) -> list[dict]:
 def _check_strays(root: Path) -> list[dict]:
     """Find what is ignored in the folders of images and masks: hidden files, folders, other types."""
     rows = []
-    for name in (IMAGE_FOLDERS["train"], MASK_FOLDER, IMAGE_FOLDERS["test"]):
+    for name in (*IMAGE_FOLDERS.values(), MASK_FOLDER):
         folder = root / name
         used = {path for paths in find_files(folder).values() for path in paths}
         if strays := [path.name for path in folder.glob("*") if path not in used]:
@@ -114,7 +117,7 @@ def _check_strays(root: Path) -> list[dict]:
 
 
 def _check_names(folder: str, found: Mapping[str, list[Path]]) -> list[dict]:
-    """Find faults of the names in a folder: none at all, a stem twice, names that other programs change."""
+    """Find problems of the names in a folder: none at all, a stem twice, names that other programs change."""
     if not found:
         remedy = f"expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
         return [_problem("error", folder, "no folder, or no images in it", remedy)]
@@ -153,7 +156,7 @@ def _check_pairs(images: Mapping[str, list[Path]], masks: Mapping[str, list[Path
 
 
 def _check_case(root: Path, case: Case) -> tuple[list[dict], np.ndarray | None, np.ndarray | None, float]:
-    """Find faults in the files of one case.
+    """Find problems in the files of one case.
 
     Also return thumbnails, None where a file cannot be read: float32 (24, 24, 3) of the image, and (24, 24),
     0 … 1, of the mask; and the result of `measure_shift`, 0 where it cannot be measured.
@@ -181,24 +184,24 @@ def _check_case(root: Path, case: Case) -> tuple[list[dict], np.ndarray | None, 
 def _check_header(path: Path, name: str) -> list[dict]:
     """Find unusual facts in the header of an image: type, mode, size, orientation."""
     with opened(path) as image:
-        size, mode, orientation = image.size, image.mode, image.getexif().get(EXIF_ORIENTATION, 1)
-        kind, expected = image.format, Image.registered_extensions()[path.suffix.lower()]
-    width, height = size
+        (width, height), mode, kind = image.size, image.mode, image.format
+        orientation, deep = image.getexif().get(EXIF_ORIENTATION, 1), is_deep(image)
+    expected = Image.registered_extensions()[path.suffix.lower()]
     common = ("L", "RGB", "I;16", "I", "F", "I;16B")
     odd = {
         f"a {kind} file, not {expected}": (kind != expected, "read all the same"),
         f"{mode} colors": (mode not in common, "read as RGB, an alpha channel dropped"),
         "more than 8 bits": (
-            mode.startswith(("I", "F")),
+            deep,
             "set window_low and window_high, or they are found on the training images",
         ),
         "rotated by its EXIF tag": (
             orientation != 1,
             "read upright; make sure that its mask is upright too",
         ),
-        f"only {width} × {height} pixels": (min(size) < 16, "make sure that it is whole"),
+        f"only {width} × {height} pixels": (min(width, height) < 16, "make sure that it is whole"),
         f"very long, {width} × {height}": (
-            max(size) > 4 * min(size),
+            max(width, height) > 4 * min(width, height),
             "the longer side has to fit into the square: crop it",
         ),
     }
@@ -206,7 +209,7 @@ def _check_header(path: Path, name: str) -> list[dict]:
 
 
 def _check_mask(case: Case, size: tuple[int, int] | None, name: str) -> tuple[list[dict], np.ndarray | None]:
-    """Find faults of the mask of a case whose image is `size` (H, W), if known.
+    """Find problems of the mask of a case whose image is `size` (H, W), if known.
 
     Also return the mask, bool (H, W), if it can be read.
     """
@@ -224,7 +227,7 @@ def _check_mask(case: Case, size: tuple[int, int] | None, name: str) -> tuple[li
         rows.append(_problem("warning", name, "saved with loss", remedy))
     if size and values.shape != size:
         transposed = values.shape == size[::-1]
-        cause = "; it is transposed, or its image is turned by an EXIF tag" if transposed else ""
+        cause = "; it is transposed, or its image is rotated by an EXIF tag" if transposed else ""
         what = f"{values.shape} but its image is {size} (H, W)"
         rows.append(_problem("error", name, what, f"export the mask at the image's size{cause}"))
     return rows, values > values.max() / 2
@@ -246,27 +249,37 @@ def measure_shift(image: np.ndarray, mask: np.ndarray) -> float:
     small, target = average_area(image, size) / 255, average_area(mask, size)
     if min(size) < 8 or not 0.005 < target.mean() < 0.97:
         return 0.0
-    smooth = ndimage.gaussian_filter(small, (0.7, 0.7, 0))
-    slopes = np.linalg.norm(np.gradient(smooth, axis=(0, 1)), axis=0).sum(axis=2)
-    reach = round(0.15 * size[1])
-    steps = np.unique(np.round(np.linspace(-reach, reach, 7)).astype(int)) + reach
-
-    def moved(values: np.ndarray) -> np.ndarray:
-        windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, reach), size)
-        return windows[np.ix_(steps, steps)].reshape(-1, values.size)
-
-    pixels = small.reshape(-1, 3) - small.reshape(-1, 3).mean(axis=0)
-    masks, outlines = moved(target), moved(np.hypot(*np.gradient(target)))
-    share = np.clip(masks.mean(axis=1), 1e-3, 1 - 1e-3)
-    # Of the mean colors inside and outside, (moves, 3).
-    difference = masks @ pixels / masks.shape[1] / (share * (1 - share))[:, None]
-    whitened = np.linalg.solve(pixels.T @ pixels / len(pixels) + 1e-5 * np.eye(3), difference.T).T
-    explained = (difference * whitened).sum(axis=1) * share * (1 - share)
-    slope = outlines @ slopes.ravel() / np.maximum(outlines.sum(axis=1), 1e-6)
+    masks, outlines = _move(target), _move(np.hypot(*np.gradient(target)))
+    explained, slope = _explain_colors(small, masks), _measure_slopes(small, outlines)
     here = len(masks) // 2
     color_gain = np.log((explained + 0.02) / (explained[here] + 0.02))
     slope_gain = 2 * np.log((slope + 0.01) / (slope[here] + 0.01))
     return float(np.minimum(color_gain, slope_gain).max())
+
+
+def _move(values: np.ndarray) -> np.ndarray:
+    """A map (h, w), moved by up to 15 % of its width each way: (moves, h w), unmoved in the middle."""
+    reach = round(0.15 * values.shape[1])
+    steps = np.unique(np.round(np.linspace(-reach, reach, 7)).astype(int)) + reach
+    moved = np.lib.stride_tricks.sliding_window_view(np.pad(values, reach), values.shape)
+    return moved[np.ix_(steps, steps)].reshape(-1, values.size)
+
+
+def _explain_colors(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """The share of the variance of an image (h, w, 3) that each of the masks (moves, h w) explains."""
+    pixels = image.reshape(-1, 3) - image.reshape(-1, 3).mean(axis=0)
+    share = np.clip(masks.mean(axis=1), 1e-3, 1 - 1e-3)
+    # Of the mean colors inside and outside, (moves, 3).
+    difference = masks @ pixels / masks.shape[1] / (share * (1 - share))[:, None]
+    whitened = np.linalg.solve(pixels.T @ pixels / len(pixels) + 1e-5 * np.eye(3), difference.T).T
+    return (difference * whitened).sum(axis=1) * share * (1 - share)
+
+
+def _measure_slopes(image: np.ndarray, outlines: np.ndarray) -> np.ndarray:
+    """The mean gradient of an image (h, w, 3) along each of the outlines (moves, h w)."""
+    smooth = ndimage.gaussian_filter(image, (0.7, 0.7, 0))
+    slopes = np.linalg.norm(np.gradient(smooth, axis=(0, 1)), axis=0).sum(axis=2)
+    return outlines @ slopes.ravel() / np.maximum(outlines.sum(axis=1), 1e-6)
 
 
 def _check_duplicates(thumbnails: Mapping[str, np.ndarray]) -> list[dict]:
@@ -274,11 +287,9 @@ def _check_duplicates(thumbnails: Mapping[str, np.ndarray]) -> list[dict]:
     names, rows = list(thumbnails), []
     for first, second in find_duplicates(list(thumbnails.values())):
         across = Path(names[first]).parent != Path(names[second]).parent
-        remedy = (
-            "its train mask is nearly the answer; do not count on its score"
-            if across
-            else "they are kept in one fold"
-        )
+        remedy = "they are kept in one fold"
+        if across:
+            remedy = "its train mask is nearly the answer; do not count on its score"
         what = f"nearly the same image as {names[first]}"
         rows.append(_problem("warning", names[second], what, remedy))
     return rows
@@ -293,16 +304,16 @@ def _check_shifts(gains: Mapping[str, float]) -> list[dict]:
     if not gains:
         return []
     values = list(gains.values())
-    if np.median(values) > SHIFT_GAIN:
+    if np.median(values) > _SHIFT_GAIN:
         what = "most masks fit their images better when they are moved"
         return [_problem("warning", MASK_FOLDER, what, "look at them in notebook 01")]
-    limit = max(SHIFT_GAIN, 3.5 * np.quantile(values, 0.75))
+    limit = max(_SHIFT_GAIN, 3.5 * np.quantile(values, 0.75))
     remedy = "look at it in notebook 01; export it again if it is shifted, flipped or another image's"
     shifted = [name for name, gain in gains.items() if gain > limit]
     return [_problem("warning", name, "fits its image better when it is moved", remedy) for name in shifted]
 
 
-def check_inverted(masks: Mapping[str, np.ndarray]) -> list[dict]:
+def _check_inverted(masks: Mapping[str, np.ndarray]) -> list[dict]:
     """Find masks, thumbnails (24, 24) by file, that look like the inverse of the average mask."""
     if not masks:
         return []
@@ -329,12 +340,11 @@ def _check_tables(root: Path) -> list[dict]:
 
 
 def main() -> None:
-    """Print the table for the data set named on the command line; end with status 1 at an error in it."""
+    """Print the table for the data set named on the command line; exit with status 1 if it has an error."""
     rows = check_dataset(find_data_root(sys.argv[1]))
     for row in rows:
         print("{severity:8} {file}: {problem}; {remedy}".format(**row))
-    severities = ("error", "warning", "note")
-    counts = {name: sum(row["severity"] == name for row in rows) for name in severities}
+    counts = {name: sum(row["severity"] == name for row in rows) for name in _SEVERITIES}
     print(", ".join(f"{n} {severity}s" for severity, n in counts.items()))
     sys.exit(1 if counts["error"] else 0)
 

@@ -4,7 +4,7 @@ import ast
 import difflib
 import html
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
@@ -20,7 +20,7 @@ def _choice(default: str, *options: str):
 
 
 def _augmentation(default: float, high: float, *, shown: float):
-    """The strength of a random change, in [0, high]; 0 is none, `shown` is enough to see it in a picture."""
+    """The strength of a random change, in [0, high]; 0 is off, `shown` is strong enough to see."""
     return field(default=default, metadata={"range": (0, high), "shown": shown})
 
 
@@ -35,7 +35,7 @@ class Config:
 
     # What and where
     preset: str = "baseline"
-    data_root: str = ""  # folder with Train and Test; "phantom"; "" searches
+    data_root: str = ""  # folder of the data set; "phantom"; "" searches
     run: str = ""  # folder below runs/; "" makes a name from the settings
     fold: int | None = _number(None, 0, 99)  # one of 0 … n_folds - 1, None for all
     n_folds: int = _number(1, 1, 100)  # 1: one model on a 90/10 split
@@ -46,7 +46,7 @@ class Config:
     budget_minutes: float | None = _number(None, 0.01, 10_000)  # of training and validation, all folds
     # Input
     target_size: int = _number(256, 32, 4096)  # pixels, side of the square that the network sees
-    weight_channels_by_contrast: bool = False
+    weight_channels_by_contrast: bool = False  # scale color channels by their share of the contrast
     window_low: float | None = _number(None, -1e9, 1e9)  # stored value of 16-bit images that becomes black
     window_high: float | None = _number(None, -1e9, 1e9)  # and white; None: 0.5 and 99.5 percentiles
     # Network
@@ -58,18 +58,18 @@ class Config:
     decoder_dropout: float = _number(0.2, 0, 0.9)  # in the first decoder block
     # Training
     batch_size: int = _number(8, 1, 4096)
-    lr: float = _number(1e-4, 1e-8, 10)  # largest of the schedule
+    lr: float = _number(1e-4, 1e-8, 10)  # the schedule's maximum
     schedule: str = _choice("constant", "constant", "one_cycle")
     weight_decay: float = _number(0.0, 0, 10)  # of AdamW, on weights only; 0 makes it plain Adam
     clip_norm: float | None = _number(None, 1e-6, 1e6)  # largest norm of the gradient, None for no limit
     bce_weight: float = _number(0.5, 0, 1)  # share of BCE in the loss; the rest is soft Dice
     keep: str = _choice("best", "best", "last")  # the epoch whose weights are kept, see train.find_kept
-    # Augmentation: each image of a batch draws its own change, symmetric about no change; see augment.Augment
+    # Augmentation: each image of a batch draws its own changes, in ranges that are symmetric about no change
     flip: float = _augmentation(0.5, 1, shown=0.5)  # probability, horizontally and again vertically
-    rot90: float = _augmentation(0.5, 1, shown=0.5)  # probability of a quarter turn
+    rot90: float = _augmentation(0.5, 1, shown=0.5)  # probability; with flip at ½, 8 equal orientations
     scale: float = _augmentation(0.0, 4, shown=0.5)  # z: zoom in [1 / (1 + z), 1 + z], and a random crop
     rotation: float = _augmentation(0.0, 180, shown=30)  # largest angle, degrees
-    elastic: float = _augmentation(0.0, 0.2, shown=0.03)  # standard deviation, as a share of the side
+    elastic: float = _augmentation(0.0, 0.2, shown=0.03)  # deviation of 8 x 8 nodes, as a share of the side
     brightness: float = _augmentation(0.0, 1, shown=0.25)  # largest offset, as a share of white
     contrast: float = _augmentation(0.0, 1, shown=0.5)  # largest change of the factor about the mean
     gamma: float = _augmentation(0.0, 4, shown=0.8)  # g: exponent in [1 / (1 + g), 1 + g]
@@ -138,7 +138,7 @@ _MODERN = {
     "keep": "last",  # validation did not pick it; better by .015 on the phantom, see the README
     "schedule": "one_cycle",  # + .018 Dice over a constant rate
     "weight_decay": 0.01,  # PyTorch's default for AdamW
-    # Wished for by the reference's author; six epochs do not decide for or against them.
+    # The reference's author asked for these; six epochs did not decide.
     "scale": 0.25,
     "rotation": 20,
     "elastic": 0.01,
@@ -166,44 +166,41 @@ PRESETS = {
     "quick": _MODERN | _QUICK,  # from scratch in minutes on two CPU cores
     "strong": _MODERN | _STRONG,  # the best we know, from ImageNet weights
 }
-DEFAULTS = {"preset": "quick", "data_root": "", "run": ""}  # of the notebooks' parameters that are not None
+_DEFAULTS = {"preset": "quick", "data_root": "", "run": ""}  # of the notebooks' parameters that are not None
 
 
 def fill_settings(parameters: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Complete parameters to the values that a `Config` is made of.
 
-    An explicit value wins. None, and what is missing, means what the preset says, or, given the `stored`
-    settings of a run, what they say; then a value of `DEFAULTS` counts as missing too. Of epochs and
-    budget_minutes an explicit one replaces the other's preset.
+    An explicit value wins. A value that is missing or None comes from the preset or, if given, from a run's
+    `stored` settings; then a value that equals its default in `_DEFAULTS` counts as missing too. An explicit
+    epochs or budget_minutes removes the other one of the preset.
 
     Raises:
         ValueError: an unknown name or preset.
     """
+    check_names(parameters)
     given = {name: value for name, value in parameters.items() if value is not None}
     given |= {name: str(given[name]) for name in ("run", "data_root") if name in given}
-    preset = given.setdefault("preset", DEFAULTS["preset"])
+    preset = given.setdefault("preset", _DEFAULTS["preset"])
     if preset not in PRESETS:
         raise ValueError(f"parameter preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
     if stored is None:
         stored = PRESETS[preset]
     else:
-        given = {name: value for name, value in given.items() if DEFAULTS.get(name) != value}
+        given = {name: value for name, value in given.items() if _DEFAULTS.get(name) != value}
     length = {"epochs": None, "budget_minutes": None} if given.keys() & {"epochs", "budget_minutes"} else {}
-    values = {**stored, **length, **given}
-    _check_names(values)
-    return values
+    return {**stored, **length, **given}
 
 
-def _check_names(names) -> None:
-    """Raise ValueError at the first name that is not a setting's."""
+def check_names(names: Iterable[str], hint: str = "") -> None:
+    """Raise ValueError at the first name that is not a setting's; `hint` ends the message."""
     for name in names:
         if name not in NAMES:
             close = difflib.get_close_matches(name, NAMES, n=1)
             meant = f", did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"unknown parameter {name!r}{meant}; expected one of {', '.join(NAMES)}; a variable of your "
-                "own in a notebook may begin with an underscore, or be set in a cell with other code"
-            )
+            expected = f"expected one of {', '.join(NAMES)}"
+            raise ValueError(f"unknown parameter {name!r}{meant}; {expected}{hint.format(name=name)}")
 
 
 def parse_value(text: str) -> Any:

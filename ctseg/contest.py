@@ -5,18 +5,19 @@ from pathlib import Path
 
 SLUG = "a0-2025-medical-image-segmentation"
 
-# Where Kaggle mounts what is attached to a kernel; the variable names another folder for trials elsewhere.
+# Where Kaggle mounts the data that is attached; CTSEG_KAGGLE_INPUT names another folder, for trials.
 KAGGLE_INPUT = Path(os.environ.get("CTSEG_KAGGLE_INPUT", "/kaggle/input"))
-MOUNTS = (f"competitions/{SLUG}", SLUG)  # of the contest's data below it: today's place and the older one
+MOUNTS = (f"competitions/{SLUG}", SLUG)  # places of the contest's data below it: today's and the older one
 
-# The contest's archive holds one folder, the data root, and that the folders below. An image and its mask
-# share the file stem, which is also the id in the submission.
+# The archive contains one folder, the data root, with these folders in it. An image and its mask share the
+# file stem, which is also the id in the submission.
 DATASET = "Dataset"
 IMAGE_FOLDERS = {"train": "Train/Image", "test": "Test/Image"}  # by subset
 MASK_FOLDER = "Train/Mask"
 TEST_MASKS = "test_masks"  # next to the data root, where they are known; a contest hides them
 
 # The submission, and any table of run-length codes that comes with the data.
-COLUMNS = ID_COLUMN, MASK_COLUMN = "ID", "Mask"
+ID_COLUMN, MASK_COLUMN = "ID", "Mask"
+COLUMNS = (ID_COLUMN, MASK_COLUMN)
 PIXEL_ORDER = "C"  # row-major, as in the submissions that this contest accepted; "F" is column-major
 EMPTY_MASK = ""  # how a mask without foreground is written

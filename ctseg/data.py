@@ -33,7 +33,7 @@ class Case:
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:
-    """Image files of a folder by stem, in the order of the stems; without a folder {}.
+    """Image files of a folder by stem, in the order of the stems; {} if the folder is missing.
 
     Hidden files and other types are ignored.
     """
@@ -88,11 +88,11 @@ def abridge(names: Iterable[str]) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file; any fault of it that shows in the block is a ValueError that names it."""
+    """Open an image file; any problem with it that shows in the block is a ValueError that names it."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
             yield image
-    except Exception as error:  # of a damaged file Pillow's decoders raise nearly anything
+    except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
         raise ValueError(
             f"cannot read {path}: {error}; replace the file, or remove the image together with its mask"
         ) from error
@@ -106,7 +106,7 @@ def read_size(path: Path) -> tuple[int, int]:
     return (width, height) if transposed else (height, width)
 
 
-def _is_deep(image: Image.Image) -> bool:
+def is_deep(image: Image.Image) -> bool:
     """Whether an image has more than 8 bits per channel."""
     return image.mode.startswith(("I", "F"))
 
@@ -129,7 +129,7 @@ def read_image(
         if min_size:
             image.draft(image.mode, [max(1, side * min_size // max(image.size)) for side in image.size])
         upright = ImageOps.exif_transpose(image)
-        if _is_deep(upright):
+        if is_deep(upright):
             return np.repeat(_apply_window(np.asarray(upright), window)[..., None], 3, axis=2)
         return np.asarray(upright.convert("RGB"))
 
@@ -150,15 +150,15 @@ def find_window(
 ) -> tuple[float, float] | None:
     """Return the window for 16-bit images, in stored values.
 
-    Both bounds as given; a missing one is the 0.5 or 99.5 percentile over `cases`. If all of them have 8 bits
-    and a bound is missing, None.
+    Given bounds are returned unchanged; a missing one is the 0.5 or 99.5 percentile over `cases`. None if a
+    bound is missing and all cases have 8 bits.
     """
     if low is not None and high is not None:
         return low, high
     samples = []
     for case in cases:
         with opened(case.image) as image:
-            if _is_deep(image):
+            if is_deep(image):
                 values = np.asarray(image).ravel()
                 samples.append(values[:: max(1, values.size // 10_000)])
     if not samples:
@@ -189,7 +189,7 @@ def read_mask(path: Path) -> np.ndarray:
 def read_mask_values(path: Path) -> np.ndarray:
     """Read the stored gray values of a mask, (H, W) of an integer dtype."""
     with opened(path) as image:
-        return np.asarray(image if _is_deep(image) else image.convert("L"))
+        return np.asarray(image if is_deep(image) else image.convert("L"))
 
 
 def describe_mask(values: np.ndarray) -> str:
@@ -256,7 +256,7 @@ class TrainingSet:
     Attributes:
         images: uint8 (N, 3, S, S).
         targets: uint8 (N, 1, S, S), 255 times the share of each pixel that the mask covers.
-        cases, letterboxes: of each image its files, and how to undo its resize.
+        cases, letterboxes: each image's files, and how to undo its resize.
         areas: each mask's share of its image (N,); 0 for an empty one.
     """
 
@@ -269,7 +269,7 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.cases)
 
-    def subset(self, indices: Sequence[int]) -> "TrainingSet":
+    def select(self, indices: Sequence[int]) -> "TrainingSet":
         """The cases at `indices`, copied."""
         cases, letterboxes = ([values[i] for i in indices] for values in (self.cases, self.letterboxes))
         return TrainingSet(
@@ -285,6 +285,5 @@ def load_training_set(dataset: SegmentationDataset) -> TrainingSet:
         return *dataset.transform(image, mask, size), mask.mean()
 
     images, targets, letterboxes, areas = zip(*map_threads(load, range(len(dataset))))
-    return TrainingSet(
-        torch.stack(images), torch.stack(targets), dataset.cases, list(letterboxes), np.array(areas)
-    )
+    tensors = torch.stack(images), torch.stack(targets)
+    return TrainingSet(*tensors, dataset.cases, list(letterboxes), np.array(areas))

@@ -1,4 +1,4 @@
-"""The tables of notebooks 01 and 02: what the cases are like, what the way into the square and back costs."""
+"""The tables of notebooks 01 and 02: properties of the cases, and the cost of the round trip."""
 
 from collections.abc import Sequence
 from functools import partial

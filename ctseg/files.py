@@ -18,8 +18,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     So no reader ever sees half a file.
 
     Raises:
-        OSError: it cannot be written, for instance because the disk is full or mounted read-only; what `path`
-            held before is intact.
+        OSError: it cannot be written, for instance because the disk is full or mounted read-only; the old
+            content of `path` is intact.
     """
     partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")  # two processes may open one run at once
     try:

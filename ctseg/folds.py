@@ -1,4 +1,4 @@
-"""The folds of a run: train those asked for, and find again what training saved."""
+"""The folds of a run: train those asked for, and load their results."""
 
 import json
 import math
@@ -34,8 +34,8 @@ def train_folds(
 ) -> dict[int, list[dict]]:
     """Train the folds asked for, each from where it stopped; return {fold: history} of the finished ones.
 
-    With several GPUs a worker process each trains one fold at a time, else they are trained in turn. A time
-    budget is that of all of them: folds that are trained side by side count once. A fold that fails is
+    With several GPUs, each has a worker process that trains one fold at a time; otherwise folds are trained
+    one after another. A time budget covers all of them; parallel folds count once. A fold that fails is
     reported and its traceback kept in `failed_fold<k>.txt`; the others go on without it. Pass `training_set`
     if it is in memory already.
 
@@ -47,13 +47,15 @@ def train_folds(
     rounds = math.ceil(len(folds) / max(1, n_workers))
     budget_seconds = config.budget_minutes and 60 * config.budget_minutes / rounds
     if n_workers > 1:
-        train = partial(_train_in_process, run_dir, budget_seconds, _queue_gpus(n_workers))
+        train = partial(_train_in_process, run_dir, _queue_gpus(n_workers), budget_seconds=budget_seconds)
         with ThreadPoolExecutor(n_workers) as pool:
             errors = list(pool.map(partial(_try_fold, train, run_dir), folds))
     else:
         training_set = training_set or load_training_set(make_dataset(config, "train"))
         fold_of_case = assign_folds(config, training_set)
-        train = partial(train_fold, config, run_dir, budget_seconds, training_set, fold_of_case)
+        train = partial(
+            train_fold, config, run_dir, training_set, fold_of_case, budget_seconds=budget_seconds
+        )
         errors = [_try_fold(train, run_dir, fold) for fold in folds]
     if all(errors):
         raise errors[-1]
@@ -68,7 +70,7 @@ def _try_fold(train: Callable[[int], None], run_dir: Path, fold: int) -> Excepti
         train(fold)
     except Exception as error:
         print(f"FAILED: fold {fold}, {type(error).__name__}: {error} (see {record})", flush=True)
-        with suppress(OSError):  # the fault may be a full disk
+        with suppress(OSError):  # the disk may be full
             write_text(traceback.format_exc(), record)
         return error
 
@@ -81,7 +83,7 @@ def _queue_gpus(n: int) -> SimpleQueue:
     return free
 
 
-def _train_in_process(run_dir: Path, budget_seconds: float | None, free: SimpleQueue, fold: int) -> None:
+def _train_in_process(run_dir: Path, free: SimpleQueue, fold: int, *, budget_seconds: float | None) -> None:
     """Train a fold in a process that sees one free GPU (`python -m ctseg.folds`), and pass on its output.
 
     Raises:
@@ -112,14 +114,15 @@ def assign_folds(config: Config, training_set: TrainingSet) -> np.ndarray:
 def train_fold(
     config: Config,
     run_dir: Path,
-    budget_seconds: float | None,
     training_set: TrainingSet,
     fold_of_case: np.ndarray,
     fold: int,
+    *,
+    budget_seconds: float | None = None,
 ) -> None:
     """Train one fold and, last of all, keep its out-of-fold predictions, made with the weights it kept.
 
-    Of a finished fold nothing is done.
+    Does nothing if the fold is finished.
 
     Raises:
         MemoryError: the GPU's memory is too small; the message names a batch size to try.
@@ -127,30 +130,26 @@ def train_fold(
     fold_dir = run_dir / f"fold{fold}"
     if _is_finished(fold_dir):
         return
-    train = training_set.subset(np.flatnonzero(fold_of_case != fold))
-    validation = training_set.subset(np.flatnonzero(fold_of_case == fold))
+    train = training_set.select(np.flatnonzero(fold_of_case != fold))
+    validation = training_set.select(np.flatnonzero(fold_of_case == fold))
     seed = (config.seed, fold)
     torch.manual_seed(make_seed(*seed))  # the initial weights
     learner = Learner(make_network(config), config, find_device())
     with _explained_memory(config.batch_size):
-        train_model(learner, train, validation, fold_dir, config, seed=seed, budget_seconds=budget_seconds)
+        train_model(learner, train, validation, fold_dir, seed=seed, budget_seconds=budget_seconds)
         load_weights(learner.model, fold_dir / "best_unet_model.pth")
         write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta)
 
 
 @contextmanager
 def _explained_memory(batch_size: int) -> Iterator[None]:
-    """Turn a GPU's running out of memory into a MemoryError that says what to do."""
+    """Turn a GPU's out-of-memory error into a MemoryError that names a fix."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        fix = (
-            f"try -p batch_size {batch_size // 2}"
-            if batch_size > 1
-            else "try a smaller target_size or encoder"
-        )
+        smaller = f"-p batch_size {batch_size // 2}" if batch_size > 1 else "a smaller target_size or encoder"
         what = f"the GPU's memory is too small for batch_size {batch_size}"
-        raise MemoryError(f"{what}; {fix} ({str(error).splitlines()[0]})") from error
+        raise MemoryError(f"{what}; try {smaller} ({str(error).splitlines()[0]})") from error
 
 
 def _is_finished(fold_dir: Path) -> bool:
@@ -181,12 +180,13 @@ def load_folds(config: Config, run_dir: Path) -> list[UNet]:
     return [make_network(config, path).to(find_device()) for path in paths]
 
 
-def _train_worker(run_dir: Path, budget_seconds: float | None, fold: int) -> None:
+def _work(run_dir: Path, budget_seconds: float | None, fold: int) -> None:
     """Train a fold of the run in `run_dir`, as a worker process does."""
     config = Config(**read_json(run_dir / "config.json"))
     training_set = load_training_set(make_dataset(config, "train"))
-    train_fold(config, run_dir, budget_seconds, training_set, assign_folds(config, training_set), fold)
+    fold_of_case = assign_folds(config, training_set)
+    train_fold(config, run_dir, training_set, fold_of_case, fold, budget_seconds=budget_seconds)
 
 
 if __name__ == "__main__":
-    _train_worker(Path(sys.argv[1]), float(sys.argv[2]) or None, int(sys.argv[3]))
+    _work(Path(sys.argv[1]), float(sys.argv[2]) or None, int(sys.argv[3]))

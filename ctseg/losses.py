@@ -33,7 +33,10 @@ class Losses(NamedTuple):
 
 
 class DiceBCELoss(nn.Module):
-    """bce_weight * BCE + (1 - bce_weight) * soft Dice loss; the reference weighs both with one half."""
+    """bce_weight * BCE + (1 - bce_weight) * soft Dice loss; the reference weighs both with one half.
+
+    Logits and targets are (B, 1, H, W), targets in [0, 1].
+    """
 
     def __init__(self, bce_weight: float = 0.5):
         super().__init__()

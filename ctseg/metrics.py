@@ -30,9 +30,9 @@ def dice_score(pred_mask: np.ndarray, true_mask: np.ndarray) -> float:
 
 
 def bootstrap_interval(scores: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `scores` (N,); of differences, a paired one.
+    """95 % percentile bootstrap interval of the mean of `scores` (N,); of differences, it is paired.
 
-    Of a single score it has no width. The resampling is seeded: the same scores give the same interval.
+    A single score gives an interval of width 0. The resampling is seeded: the same scores, the same interval.
     """
     if len(scores) == 1:  # SciPy refuses one
         return float(scores[0]), float(scores[0])

@@ -10,7 +10,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from ctseg.files import atomic_path
 
-ENCODERS = ("unet", *torchvision.models.list_models(module=torchvision.models))
+_ENCODERS = ("unet", *torchvision.models.list_models(module=torchvision.models))
 STRIDES = (2, 4, 8, 16, 32)  # of the feature maps that a U-Net takes from a classification backbone
 _GOOD_BACKBONES = (
     "take a backbone that halves images of any size step by step, such as resnet34 or convnext_tiny"
@@ -133,21 +133,19 @@ class UNet(nn.Module):
     """U-Net (Ronneberger et al. 2015): transposed convolutions join an encoder's maps from the deepest up.
 
     Args:
-        encoder: turns images into feature maps, each half the size of the one before, the last smaller than
-            the image by `stride`; `channels` are theirs. Where the first is smaller than the image, so are
-            the logits, and they are interpolated.
+        encoder: turns images into feature maps, each half the size of the one before, the last `stride`
+            times smaller than the image; `channels` lists their channels. Where the first is smaller than the
+            image, so are the logits, and they are interpolated.
         width: channels of the decoder's last level; each level down doubles them.
-        dropout: probabilities that a whole channel is dropped, of the deepest map and in the first decoder
-            block.
+        dropout: probabilities that a channel is dropped, of the deepest map and in the first decoder block.
     """
 
     def __init__(self, encoder: nn.Module, width: int, dropout: tuple[float, float] = (0.0, 0.0)):
         super().__init__()
         self.encoder = encoder
         *skips, deepest = encoder.channels
-        widths = [
-            width * 2**level for level in reversed(range(len(skips)))
-        ]  # of the decoder's levels, deep to shallow
+        # Of the decoder's levels, deep to shallow.
+        widths = [width * 2**level for level in reversed(range(len(skips)))]
         self.upsample = nn.ModuleList(
             nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in zip([deepest, *widths], widths)
         )
@@ -172,8 +170,8 @@ class UNet(nn.Module):
 
 def check_encoder(encoder: str) -> None:
     """Raise ValueError unless `make_model` knows an encoder of that name."""
-    if encoder not in ENCODERS:
-        raise ValueError(f"unknown encoder {encoder!r}; expected one of {', '.join(ENCODERS)}")
+    if encoder not in _ENCODERS:
+        raise ValueError(f"unknown encoder {encoder!r}; expected one of {', '.join(_ENCODERS)}")
 
 
 def make_model(
@@ -226,10 +224,9 @@ def load_weights(model: UNet, path: Path) -> None:
     module = model
     if isinstance(model.encoder, BackboneEncoder) and not any(name.startswith("decoder.") for name in got):
         module = model.encoder.features
-        got = {
-            name: shape for name, shape in got.items() if name in module.state_dict()
-        }  # without the classifier
     expected = _find_shapes(module.state_dict())
+    if module is not model:  # the file's classifier is not needed
+        got = {name: shape for name, shape in got.items() if name in expected}
     differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
     if differing:
         first = differing[0]
@@ -249,14 +246,14 @@ def _find_shapes(state: dict) -> dict[str, tuple[int, ...]]:
 def find_pretrained(encoder: str, attached: Path) -> Path:
     """Find the file of torchvision's own weights for an encoder.
 
-    It is looked for in torch's cache, then anywhere below the folder `attached`; else it is downloaded to the
+    Looks in torch's cache, then anywhere below the folder `attached`; otherwise downloads it to the
     cache.
 
     Raises:
         ValueError: torchvision has no weights for it.
         FileNotFoundError: the file is nowhere and cannot be downloaded.
     """
-    if encoder not in ENCODERS[1:]:
+    if encoder not in _ENCODERS[1:]:
         raise ValueError(
             f"weights 'default': torchvision has none for {encoder!r}; pass a file, or '' for scratch"
         )
@@ -270,9 +267,7 @@ def find_pretrained(encoder: str, attached: Path) -> Path:
     except OSError as error:
         raise FileNotFoundError(
             f"no weights file {name} for {encoder}: looked in {cache} and below {attached}, and it cannot be "
-            f"downloaded ({error}); pass weights as the path of the file; on Kaggle turn the internet on, "
-            "or attach a data set or model that holds the file (dataset_sources or model_sources in "
-            "kernel-metadata.json)"
+            f"downloaded ({error}); pass weights as the path of the file"
         ) from error
     return cache / name
 

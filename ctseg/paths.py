@@ -17,7 +17,7 @@ def find_repository() -> Path:
 
 
 def find_data_root(data_root: str | Path = "") -> Path:
-    """Find the folder that holds the training images' folder.
+    """Find the data root, the folder that contains the folders of `contest`.
 
     Args:
         data_root: a path (tried from the current folder, then from the repository root; the folder above the
@@ -27,7 +27,7 @@ def find_data_root(data_root: str | Path = "") -> Path:
     Raises:
         FileNotFoundError: no such folder; the message lists where it looked.
     """
-    images = IMAGE_FOLDERS["train"]
+    image_folder = IMAGE_FOLDERS["train"]
     data_root = str(data_root) or os.environ.get("CTSEG_DATA", "")
     if data_root == "phantom":
         return write_phantom(find_repository() / "data" / "phantom")
@@ -37,16 +37,17 @@ def find_data_root(data_root: str | Path = "") -> Path:
     else:
         data = find_repository() / "data"
         places = [KAGGLE_INPUT / mount for mount in MOUNTS]
-        places += sorted(found.parents[images.count("/")] for found in KAGGLE_INPUT.glob(f"**/{images}"))
+        depth = image_folder.count("/")
+        places += sorted(found.parents[depth] for found in KAGGLE_INPUT.glob(f"**/{image_folder}"))
         places += [data, *sorted(data.glob(f"{SLUG}*"))]
     for place in places:
         for root in (place, place / DATASET):
-            if (root / images).is_dir():
+            if (root / image_folder).is_dir():
                 return root.resolve()
     raise FileNotFoundError(
-        f"no data set: none of {', '.join(map(str, places))} holds {images} or {DATASET}/{images}; pass "
-        "data_root (or set CTSEG_DATA) to the folder above the images' and masks' folders, or 'phantom' for "
-        "the synthetic one"
+        f"no data set: none of {', '.join(map(str, places))} has {image_folder} or {DATASET}/{image_folder}; "
+        f"pass data_root (or set CTSEG_DATA) to the folder that contains {image_folder}, or 'phantom' for "
+        "the synthetic data set"
     )
 
 

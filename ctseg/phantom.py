@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from ctseg.contest import DATASET, IMAGE_FOLDERS, MASK_FOLDER, TEST_MASKS
-from ctseg.files import read_csv, write_csv
+from ctseg.files import PARTIAL, read_csv, write_csv
 
 KINDS = ("plain", "edge", "two", "tiny", "faint")
 _HEIGHTS, _ASPECTS = (256, 320, 384, 448), (0.8, 1.0, 1.25, 1.5)  # pixels; width / height
@@ -24,13 +24,13 @@ def write_phantom(folder: Path, *, n_train: int = 160, n_test: int = 40, seed: i
     """Write the data set unless it exists, and return its root, `folder/Dataset`.
 
     Images are JPEG, masks PNG. Next to the root: `test_masks/`, which a contest would hide, and `cases.csv`
-    with each case's kind. All is written to a folder aside and moved at the end, so that an interrupted call
-    leaves no half set.
+    with each case's kind. Everything is written to a temporary folder and moved at the end, so an
+    interrupted call does not leave half a data set.
     """
     root = folder / DATASET
     if root.is_dir():
         return root
-    partial = folder.with_name(f".partial-{folder.name}")
+    partial = folder.with_name(f"{PARTIAL}{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     mask_dirs = {"train": partial / DATASET / MASK_FOLDER, "test": partial / TEST_MASKS}
     rows = []

@@ -30,10 +30,8 @@ def _as_text(value) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def new_axes(
-    n: int, *, columns: int, size: float, height: float | None = None
-) -> tuple[Figure, Sequence[plt.Axes]]:
-    """A figure of n axes in a grid, each `size` inches wide; surplus places stay empty."""
+def new_axes(n: int, *, columns: int, size: float, height: float | None = None) -> tuple[Figure, np.ndarray]:
+    """A figure of n axes, an array (n,), in a grid, each `size` inches wide and `height` high (or square)."""
     rows = -(-n // columns)
     figsize = (columns * size, rows * (height or size))
     figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
@@ -89,7 +87,7 @@ def _show_case(
 
 
 def plot_cases(images, true_masks=None, pred_masks=None, *, titles=None, columns: int = 6) -> Figure:
-    """A sheet of images (H, W, 3) with outlines: true masks green, predicted ones magenta.
+    """A sheet of images (H, W, 3) with outlines of masks (H, W): true ones green, predicted ones magenta.
 
     Each list is as long as the list of images, or None.
     """

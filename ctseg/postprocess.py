@@ -38,10 +38,10 @@ class PostProcess:
         return " + ".join([f"threshold {self.threshold:g}", *texts])
 
 
-def make_mask(probability: np.ndarray, letterbox: Letterbox, chosen: PostProcess) -> np.ndarray:
+def make_mask(probability: np.ndarray, letterbox: Letterbox, steps: PostProcess) -> np.ndarray:
     """Turn a probability, float32 (S, S), into a mask, bool (H, W): undo first, then the threshold."""
-    full = make_probability(probability, letterbox, chosen.smoothing)
-    return postprocess_mask(full > chosen.threshold, chosen)
+    full = make_probability(probability, letterbox, steps.smoothing)
+    return postprocess_mask(full > steps.threshold, steps)
 
 
 def make_probability(probability: np.ndarray, letterbox: Letterbox, smoothing: float = 0.0) -> np.ndarray:
@@ -51,19 +51,19 @@ def make_probability(probability: np.ndarray, letterbox: Letterbox, smoothing: f
     return letterbox.undo(probability)
 
 
-def postprocess_mask(mask: np.ndarray, chosen: PostProcess) -> np.ndarray:
-    """Fill and remove as `chosen` says; bool (H, W) to the same, an empty mask stays empty."""
+def postprocess_mask(mask: np.ndarray, steps: PostProcess) -> np.ndarray:
+    """Fill and remove as `steps` says; bool (H, W) to the same, an empty mask stays empty."""
     boxes = ndimage.find_objects(mask.view(np.uint8))
     if not boxes:
         return mask
-    inside, result = mask[boxes[0]], np.zeros_like(mask)  # outside its bounding box nothing can change
-    if chosen.fill_holes:
-        inside = fill_holes(inside)
-    if chosen.keep_largest_component:
-        inside = keep_largest_component(inside)
-    if chosen.min_area:
-        inside = remove_small_components(inside, chosen.min_area * mask.size)
-    result[boxes[0]] = inside
+    crop, result = mask[boxes[0]], np.zeros_like(mask)  # outside its bounding box nothing can change
+    if steps.fill_holes:
+        crop = fill_holes(crop)
+    if steps.keep_largest_component:
+        crop = keep_largest_component(crop)
+    if steps.min_area:
+        crop = remove_small_components(crop, steps.min_area * mask.size)
+    result[boxes[0]] = crop
     return result
 
 
@@ -71,8 +71,10 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Fill background that foreground encloses; bool (H, W) to the same, an empty mask stays empty.
 
     >>> ring = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
-    >>> fill_holes(ring).all()
-    np.True_
+    >>> fill_holes(ring).astype(int)
+    array([[1, 1, 1],
+           [1, 1, 1],
+           [1, 1, 1]])
     """
     return ndimage.binary_fill_holes(mask)
 
@@ -114,56 +116,56 @@ _OPTIONS = {
     "keep_largest_component": (False, True),
     "min_area": (0.0, 0.0005, 0.002, 0.01),
 }
-# A bootstrap interval of fewer cases is narrower than it should be, and that of one image has no width at
-# all.
+# A bootstrap interval of fewer cases is too narrow, and that of one image has no width at all.
 _MIN_CASES = 10
-ScoreEach = Callable[
-    [Sequence[PostProcess]], np.ndarray
-]  # C candidates to their Dice of N validation cases (C, N)
+# From C candidates to their Dice of N validation cases, (C, N).
+_ScoreEach = Callable[[Sequence[PostProcess]], np.ndarray]
 
 
-def _find_candidates(start: PostProcess) -> list[PostProcess]:
-    """All that differ from `start` in one value."""
+def _find_candidates(current: PostProcess) -> list[PostProcess]:
+    """All that differ from `current` in one value."""
     options = [(name, value) for name, values in _OPTIONS.items() for value in values]
-    return [replace(start, **{name: value}) for name, value in options if value != getattr(start, name)]
+    return [replace(current, **{name: value}) for name, value in options if value != getattr(current, name)]
 
 
 def choose_postprocess(
-    score_each: ScoreEach, start: PostProcess, cases: np.ndarray | slice = slice(None)
+    score_each: _ScoreEach, baseline: PostProcess, among: np.ndarray | slice = slice(None)
 ) -> PostProcess:
-    """Change `start` one value at a time, as long as a change helps on the `cases` (a boolean mask (N,)).
+    """Change `baseline` one value at a time, as long as a change helps on the cases `among`, bool (N,).
 
-    A change helps if the 95 % paired bootstrap interval of its gain lies above zero; of several the one with
-    the largest mean gain is taken. Fewer than ten cases decide nothing. To keep a step only if validation
-    improves is nnU-Net's idea (Isensee et al. 2021).
+    A change helps if the 95 % paired bootstrap interval of its gain lies above zero; if several help, the one
+    with the largest mean gain is taken. Fewer than ten cases decide nothing. To keep a step only if
+    validation improves is nnU-Net's idea (Isensee et al. 2021).
     """
+    current = baseline
     while True:
-        candidates = _find_candidates(start)
-        scores, *each = score_each([start, *candidates])[:, cases]
+        candidates = _find_candidates(current)
+        scores, *each = score_each([current, *candidates])[:, among]
         gains = {candidate: values - scores for candidate, values in zip(candidates, each)}
-        helpful = [
-            candidate
-            for candidate, gain in gains.items()
-            if len(gain) >= _MIN_CASES and bootstrap_interval(gain)[0] > 0
-        ]
+        helpful = [candidate for candidate, gain in gains.items() if _helps(gain)]
         if not helpful:
-            return start
-        start = max(helpful, key=lambda candidate: gains[candidate].mean())
+            return current
+        current = max(helpful, key=lambda candidate: gains[candidate].mean())
 
 
-def cross_fit(score_each: ScoreEach, start: PostProcess, folds: np.ndarray) -> np.ndarray:
+def _helps(gain: np.ndarray) -> bool:
+    """Whether a gain of Dice (N,) is more than chance."""
+    return len(gain) >= _MIN_CASES and bootstrap_interval(gain)[0] > 0
+
+
+def cross_fit(score_each: _ScoreEach, baseline: PostProcess, folds: np.ndarray) -> np.ndarray:
     """Each case's Dice (N,) under the post-processing that the other folds' cases choose.
 
     It is the honest score of a choice made on validation. `folds` (N,) numbers each case's fold.
     """
     fitted = np.empty(len(folds))
     for fold in np.unique(folds):
-        chosen = choose_postprocess(score_each, start, folds != fold)
+        chosen = choose_postprocess(score_each, baseline, folds != fold)
         fitted[folds == fold] = score_each([chosen])[0, folds == fold]
     return fitted
 
 
-def tabulate_choice(score_each: ScoreEach, baseline: PostProcess, chosen: PostProcess) -> list[dict]:
+def tabulate_choice(score_each: _ScoreEach, baseline: PostProcess, chosen: PostProcess) -> list[dict]:
     """One row for `baseline`, each change of it, and `chosen`.
 
     Mean Dice, gain over `baseline` with its 95 % interval, and the numbers of images that are better and

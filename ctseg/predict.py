@@ -76,7 +76,7 @@ def predict_masks(
 
 
 def write_masks(predictions: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
-    """Write each (image_id, mask) as `folder/<image_id>.png`, 0 and 255; one mask is held at a time."""
+    """Write each (image_id, mask), bool (H, W), as `folder/<image_id>.png` of 0 and 255, one at a time."""
     with lock_folder(folder):
         for image_id, mask in predictions:
             with atomic_path(folder / f"{image_id}.png") as partial:
@@ -117,7 +117,7 @@ def _read_oof(path: Path) -> dict[str, np.ndarray]:
 
 
 class OutOfFold:
-    """Predictions on images that their network was not trained on, and what a post-processing of them scores.
+    """Predictions on images that their network was not trained on, and their scores under a post-processing.
 
     Args:
         paths: files that `write_oof` wrote, one per fold.
@@ -126,8 +126,7 @@ class OutOfFold:
     Attributes:
         cases, letterboxes: of the N predictions.
         probabilities: uint8 (N, S, S), 255 times the probability.
-        folds: the number of the file that each comes from (N,); with a single file, of one of five parts of
-            it.
+        folds: the number of each one's file (N,); with a single file, of one of five groups of its cases.
     """
 
     def __init__(self, paths: Sequence[Path], cases: Sequence[Case]):
@@ -151,7 +150,7 @@ class OutOfFold:
         return self.score_each([candidate])[0]
 
     def score_each(self, candidates: Sequence[PostProcess]) -> np.ndarray:
-        """Return C candidates' Dice of every case, (C, N) in [0, 1]; known ones are remembered."""
+        """Return C candidates' Dice of every case, (C, N) in [0, 1]; scores already computed are reused."""
         new = [candidate for candidate in dict.fromkeys(candidates) if candidate not in self._scores]
         if new:
             rows = list(map_threads(lambda index: self._score_case(index, new), range(len(self.cases))))

@@ -1,4 +1,4 @@
-"""A run for people: its scores in `summary.json`, one `report.html`, and a few lines on the terminal.
+"""A run's results for people: scores in `summary.json`, one `report.html`, a few lines on the terminal.
 
 `python -m ctseg.report runs/<run>` joins the executed notebooks into the report and prints the scores.
 """

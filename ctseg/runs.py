@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctseg.config import Config, fill_settings
+from ctseg.config import NAMES, Config, check_names, fill_settings
 from ctseg.contest import KAGGLE_INPUT
 from ctseg.data import SegmentationDataset, find_cases, find_window
 from ctseg.files import read_json, write_json
@@ -17,42 +17,43 @@ from ctseg.paths import find_data_root, find_run_dir, find_weights_file
 from ctseg.transforms import EvalTransform
 
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
+_HINT = "; if it is a variable of the notebook, begin its name with an underscore, or run 'del {name}'"
 
 
 def read_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """Read a notebook's parameters from its `globals()`: public names that hold plain data.
 
-    In a live notebook these are the names that were set by cells that do nothing else, and set at least one
-    of them to a literal: the parameters cell, the cell that papermill injects, one of your own such as `lr =
-    0.01`. Names that only other cells made, and those of IPython and papermill, are ignored. Without
-    IPython's list of cells, every public name that holds plain data counts.
+    In a live notebook these are the settings that any cell sets by an assignment of its own (not in a loop,
+    nor by an import), and every name of the cells that do nothing but set names to literals: the parameters
+    cell, the cell that papermill injects. So a typo there is found, and other variables of the notebook are
+    let alone. Without IPython's list of cells, every public name that holds plain data counts.
+
+    Raises:
+        ValueError: an unknown name.
     """
     hidden = ("_", "PAPERMILL_")
     public = {name: value for name, value in namespace.items() if not name.startswith(hidden)}
-    plain = {name: value for name, value in public.items() if isinstance(value, _PLAIN)}
-    if "In" not in namespace:
-        return plain
-    names = set().union(*map(_find_assigned, namespace["In"]))
-    return {name: value for name, value in plain.items() if name in names}
+    parameters = {name: value for name, value in public.items() if isinstance(value, _PLAIN)}
+    if "In" in namespace:
+        names = set().union(*map(_find_parameters, namespace["In"]))
+        parameters = {name: value for name, value in parameters.items() if name in names}
+    check_names(parameters, hint=_HINT)
+    return parameters
 
 
-def _find_assigned(cell: str) -> set[str]:
-    """The names that a cell sets, if it does nothing else and sets one of them to a literal; else none."""
+def _find_parameters(cell: str) -> set[str]:
+    """The names that a cell sets as parameters: those of settings, and all names if it only sets literals."""
     try:
         statements = ast.parse(cell).body
-    except SyntaxError:  # a magic, perhaps
+    except SyntaxError:  # IPython keeps cells that failed to parse
         return set()
-    only_sets = all(isinstance(statement, ast.Assign | ast.AnnAssign) for statement in statements)
-    if not only_sets or not any(_is_literal(statement.value) for statement in statements):
-        return set()
-    nodes = [node for statement in statements for node in ast.walk(statement)]
-    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-
-
-def _is_literal(value: ast.expr | None) -> bool:
-    """Whether an expression names nothing; papermill writes infinity as float('inf')."""
-    names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} if value else {""}
-    return names <= {"float"}
+    assignments = [s for s in statements if isinstance(s, ast.Assign | ast.AnnAssign | ast.AugAssign)]
+    nodes = [node for statement in assignments for node in ast.walk(statement)]
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    values = [node for s in assignments if s.value for node in ast.walk(s.value)]
+    used = {node.id for node in values if isinstance(node, ast.Name)}
+    only_literals = len(assignments) == len(statements) and used <= {"float"}  # papermill's float('inf')
+    return names if only_literals else names & set(NAMES)
 
 
 def make_config(**parameters: Any) -> Config:
@@ -74,7 +75,13 @@ def make_config_of_run(**parameters: Any) -> Config:
     path = find_run_dir(str(run)) / "config.json" if run not in (None, "") else None
     if path is None or not path.is_file():
         return make_config(**parameters)
-    return _complete(parameters, read_json(path))
+    stored = read_json(path)
+    if unknown := sorted(stored.keys() - set(NAMES)):
+        raise ValueError(
+            f"{path} has the setting {unknown[0]!r}, which this version of the kit does not know; train a "
+            "new run, or use the version that made it"
+        )
+    return _complete(parameters, stored)
 
 
 def _complete(parameters: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Config:
@@ -130,9 +137,13 @@ def make_dataset(config: Config, subset: str) -> SegmentationDataset:
 
 
 def make_network(config: Config, weights: Path | None = None) -> UNet:
-    """The run's network with a file's weights, else with the config's, as training starts it."""
+    """The run's network with a file's weights, else with the config's, as training starts it.
+
+    Raises:
+        FileNotFoundError: no such file, or torchvision's own weights are nowhere and cannot be downloaded.
+    """
     if weights is None and config.weights == "default":
-        weights = find_pretrained(config.encoder, KAGGLE_INPUT)
+        weights = _find_default_weights(config.encoder)
     elif weights is None and config.weights:
         weights = Path(config.weights)
     return make_model(
@@ -142,3 +153,14 @@ def make_network(config: Config, weights: Path | None = None) -> UNet:
         dropout=(config.bottleneck_dropout, config.decoder_dropout),
         weights=weights,
     )
+
+
+def _find_default_weights(encoder: str) -> Path:
+    """Find torchvision's own weights of an encoder, on Kaggle among the attached files too."""
+    try:
+        return find_pretrained(encoder, KAGGLE_INPUT)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; on Kaggle turn the internet on, or attach a data set or model that contains the file "
+            "(dataset_sources or model_sources in kernel-metadata.json)"
+        ) from error

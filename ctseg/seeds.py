@@ -1,4 +1,7 @@
-"""Randomness keyed by purpose: every random draw has a stream of its own, whatever was drawn before it."""
+"""Randomness keyed by purpose: every random draw has a stream of its own, whatever was drawn before it.
+
+A file of its own, because training, folds and notebook 02 draw from it, and notebook 02 knows no training.
+"""
 
 import numpy as np
 import torch

@@ -19,8 +19,8 @@ def split_cases(training_set: TrainingSet, *, n_folds: int, split: str, seed: in
     """Return each case's fold (N,): those of fold k validate, the others train.
 
     Args:
-        n_folds: 1 makes ten, or as many as there are distinct images, of which fold 0 is meant: about a tenth
-            for validation.
+        n_folds: 1 means a single split: ten folds are made (or as many as there are distinct images), and
+            fold 0, about a tenth, validates.
         split: "stratified" by region size with near-duplicates together, or "random", the reference's.
 
     Raises:
@@ -81,10 +81,9 @@ def make_thumbnail(values: np.ndarray) -> np.ndarray:
 
 
 def find_duplicates(thumbnails: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Return the index pairs (i < j) of nearly the same images, be one flipped or rotated by quarter turns.
+    """Return the index pairs (i < j) of near-duplicates, flipped and rotated ones too.
 
-    They are those of the thumbnails (24, 24, 3) that correlate above a limit in one of the eight
-    orientations.
+    Their thumbnails (24, 24, 3) correlate above a limit in one of the eight orientations.
     """
     if not len(thumbnails):
         return []

@@ -1,4 +1,4 @@
-"""The file that is submitted: one run-length code per image, refused unless complete and of right size."""
+"""The file that is submitted: one run-length code per image, refused unless it fits the test images."""
 
 import csv
 import io
@@ -12,9 +12,11 @@ from ctseg.contest import COLUMNS, EMPTY_MASK, ID_COLUMN, IMAGE_FOLDERS, MASK_CO
 from ctseg.data import Case, abridge, find_files, read_mask, read_size
 from ctseg.files import atomic_path
 
+_AGAIN = "write it again with notebook 04"
+
 
 def encode_rle(mask: np.ndarray, order: str = PIXEL_ORDER) -> str:
-    """Encode a mask, bool (H, W), as "start length start length …", starts from 1; an empty one gives "".
+    """Encode a mask, bool (H, W), as "start length start length …", starts from 1; if empty, `EMPTY_MASK`.
 
     `order` is "C" for row-major or "F" for column-major, which many other contests use.
 
@@ -37,7 +39,7 @@ def decode_rle(rle: str, shape: tuple[int, int], order: str = PIXEL_ORDER) -> np
            [1, 0, 0]])
 
     Raises:
-        ValueError: not whole numbers, an odd count, a run of no length, runs that overlap or descend, or a
+        ValueError: not whole numbers, an odd count, an empty run, runs that overlap or descend, or a
             run beyond the mask.
     """
     try:
@@ -64,8 +66,8 @@ def decode_rle(rle: str, shape: tuple[int, int], order: str = PIXEL_ORDER) -> np
     if len(ends) and ends[-1] > size:
         raise ValueError(f"run-length code ends at pixel {ends[-1]}, but a mask of {shape} has {size}; {fix}")
     edges = np.concatenate([[0], np.stack([starts, ends], axis=1).ravel(), [size]])
-    inside = np.arange(len(edges) - 1) % 2 == 1  # background and runs alternate
-    return np.repeat(inside, np.diff(edges)).reshape(shape, order=order)
+    is_run = np.arange(len(edges) - 1) % 2 == 1  # background and runs alternate
+    return np.repeat(is_run, np.diff(edges)).reshape(shape, order=order)
 
 
 def write_submission(
@@ -117,10 +119,8 @@ def check_submission(path: Path, cases: Sequence[Case]) -> None:
         found = f"duplicate ids {duplicate[:5]}, missing or unknown ids {wrong[:5]} ({len(wrong)})"
         is_strange = counts.keys() - expected.keys()
         hint = " (was it saved by a spreadsheet, which takes ids for numbers?)" if is_strange else ""
-        raise ValueError(
-            f"{path}: {found}; expected each of {len(expected)} test images once{hint}; write it again with "
-            "notebook 04"
-        )
+        expectation = f"expected each of {len(expected)} test images once{hint}"
+        raise ValueError(f"{path}: {found}; {expectation}; {_AGAIN}")
     for row in rows:
         try:
             decode_rle(row[MASK_COLUMN], read_size(expected[row[ID_COLUMN]].image))
@@ -130,22 +130,21 @@ def check_submission(path: Path, cases: Sequence[Case]) -> None:
 
 def read_rows(path: Path) -> list[dict]:
     """Read the rows of a submission; ValueError unless it is UTF-8 with the columns of `write_submission`."""
-    again = "write it again with notebook 04"
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}; {again}") from None
+        raise ValueError(f"{path} is not UTF-8: {error}; {_AGAIN}") from None
     if text.startswith("\ufeff") or "\r" in text:
         found = "a byte-order mark" if text.startswith("\ufeff") else "Windows line ends"
-        raise ValueError(f"{path} has {found}, as spreadsheets and editors write; expected none; {again}")
+        raise ValueError(f"{path} has {found}, as spreadsheets and editors write; expected none; {_AGAIN}")
     reader = _make_reader(io.StringIO(text, newline=""))
     if _columns(reader) != COLUMNS:
-        raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {list(COLUMNS)}; {again}")
+        raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {list(COLUMNS)}; {_AGAIN}")
     rows = list(reader)
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise ValueError(
-                f"{path}, row {number} does not have two columns; expected {','.join(COLUMNS)}; {again}"
+                f"{path}, row {number} does not have two columns; expected {','.join(COLUMNS)}; {_AGAIN}"
             )
     return rows
 

@@ -29,8 +29,8 @@ from ctseg.seeds import make_generator, make_seed
 from ctseg.transforms import Letterbox
 
 _N_PICTURES = 4
-# Of a time budget. The rest is for checkpoints, and for a machine that is slower for minutes than for its
-# first seconds: 4 to 7 % where two shared CPU cores were measured.
+# The share of a time budget that steps may fill. The rest covers checkpoints, and machines that slow down
+# after the first seconds (by 4 to 7 % on two shared CPU cores).
 _BUDGETED = 0.95
 
 
@@ -39,7 +39,6 @@ def train_model(
     train: TrainingSet,
     validation: TrainingSet,
     fold_dir: Path,
-    config: Config,
     *,
     seed: tuple[int, ...],
     budget_seconds: float | None = None,
@@ -50,7 +49,7 @@ def train_model(
     with the weights to keep, `last.pth` with all that a resume needs, `history.csv`.
 
     Args:
-        config: of its settings epochs, batch_size, schedule, keep and threshold.
+        learner: its config says epochs, batch_size, schedule, keep and threshold.
         seed: every random draw is keyed by it and by epoch and batch, so a resumed run draws what an unbroken
             one does.
         budget_seconds: of training and validation; of epochs and budget the shorter counts.
@@ -61,12 +60,13 @@ def train_model(
         RuntimeError: another process trains in this folder.
         TimeoutError: training took far longer than its budget; the last checkpoint is intact.
     """
+    config = learner.config
     with lock_folder(fold_dir):
-        checkpoint = read_checkpoint(fold_dir / "last.pth")
+        checkpoint = _read_checkpoint(fold_dir / "last.pth")
         if checkpoint:
             total_steps, history = checkpoint["total_steps"], checkpoint["history"]
         else:
-            total_steps, history = _count_steps(learner, train, validation, config, budget_seconds), []
+            total_steps, history = _count_steps(learner, train, validation, budget_seconds), []
         learner.set_schedule(config.schedule, total_steps)
         if checkpoint:
             learner.load_state_dict(checkpoint["learner"])
@@ -77,22 +77,22 @@ def train_model(
             started = time.perf_counter()
             picture_dir = fold_dir / "val_outputs" / f"epoch_{epoch + 1}"
             row = {"epoch": epoch + 1}
-            row |= train_one_epoch(learner, train, config.batch_size, steps[epoch], seed=(*seed, epoch))
-            scores = evaluate_model(learner.model, validation, config.threshold, picture_dir=picture_dir)
+            row |= train_one_epoch(learner, train, steps=steps[epoch], seed=(*seed, epoch))
+            scores = evaluate_model(
+                learner.model, validation, threshold=config.threshold, picture_dir=picture_dir
+            )
             row |= {"val_dice": float(scores.mean()), "seconds": time.perf_counter() - started}
             history.append(row)
-            _write_epoch(learner, history, total_steps, fold_dir, keep=config.keep)
+            _write_epoch(learner, history, total_steps, fold_dir)
             print(f"{fold_dir.name} {_describe_epoch(row, len(steps))}", flush=True)
-            check_budget(history, len(steps), budget_seconds, name=fold_dir.name)
+            check_budget(history, n_epochs=len(steps), budget_seconds=budget_seconds, name=fold_dir.name)
     return history
 
 
-def _write_epoch(
-    learner: "Learner", history: list[dict], total_steps: int, fold_dir: Path, *, keep: str
-) -> None:
+def _write_epoch(learner: "Learner", history: list[dict], total_steps: int, fold_dir: Path) -> None:
     """Write the files of a fold after an epoch, each of them whole: weights to keep, checkpoint, history."""
     row = history[-1]
-    if find_kept(history, keep) is row:
+    if find_kept(history, learner.config.keep) is row:
         write_torch({"state_dict": learner.model.state_dict(), **row}, fold_dir / "best_unet_model.pth")
     checkpoint = {"learner": learner.state_dict(), "total_steps": total_steps, "history": history}
     write_torch(checkpoint, fold_dir / "last.pth")
@@ -115,12 +115,13 @@ def find_kept(history: Sequence[dict], keep: str) -> dict:
 
 
 class Learner:
-    """A network and all that changes with it while it learns; `state_dict` is what a checkpoint has to hold.
+    """A network and all that changes with it while it learns; `state_dict` is the content of a checkpoint.
 
-    Of the config it takes the augmentation, lr, weight_decay, clip_norm and bce_weight.
+    It takes the augmentation, lr, weight_decay, clip_norm and bce_weight from the config.
     """
 
     def __init__(self, model: nn.Module, config: Config, device: torch.device | str = "cpu"):
+        self.config = config
         self.device = torch.device(device)
         self.dtype = choose_precision(self.device)
         self.memory_format = MEMORY_FORMAT
@@ -129,15 +130,14 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.transform = TrainTransform(Augment(**config.augmentation()), self.device)
         self.criterion = DiceBCELoss(config.bce_weight)
-        self.clip_norm = config.clip_norm
 
     def set_schedule(self, schedule: str, total_steps: int) -> None:
-        """Lay the learning rate out over all steps to come: "one_cycle" (Smith 2018), or "constant"."""
+        """Spread the schedule over all steps: "one_cycle" (Smith 2018), or "constant"."""
         factors = {"one_cycle": lambda step: one_cycle(step, total_steps), "constant": lambda step: 1.0}
         self.scheduler = LambdaLR(self.optimizer, factors[schedule])
 
     def state_dict(self) -> dict:
-        """The state of every part."""
+        """The states of model, optimizer, scaler and scheduler."""
         names = ("model", "optimizer", "scaler", "scheduler")
         return {name: getattr(self, name).state_dict() for name in names}
 
@@ -147,7 +147,7 @@ class Learner:
             getattr(self, name).load_state_dict(state)
 
     def step(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Losses:
-        """Learn from uint8 images (B, 3, S, S) and targets (B, 1, S, S); return the losses before."""
+        """Take a step on uint8 images (B, 3, S, S) and targets (B, 1, S, S); return the losses before it."""
         self.model.train()
         images, targets = self.transform(images, targets, generator)
         with autocast(self.device, self.dtype):
@@ -155,19 +155,18 @@ class Learner:
         losses = self.criterion(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses.loss).backward()
-        if self.clip_norm:
+        if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return losses
 
 
-def train_one_epoch(
-    learner: Learner, train: TrainingSet, batch_size: int, steps: int, *, seed: tuple[int, ...]
-) -> dict:
+def train_one_epoch(learner: Learner, train: TrainingSet, *, steps: int, seed: tuple[int, ...]) -> dict:
     """Learn from `steps` batches of a new shuffle; return mean Dice, BCE and loss, and the last lr."""
-    batches = torch.randperm(len(train), generator=make_generator(*seed, 0)).split(batch_size)[:steps]
+    shuffled = torch.randperm(len(train), generator=make_generator(*seed, 0))
+    batches = shuffled.split(learner.config.batch_size)[:steps]
     torch.manual_seed(make_seed(*seed, 1))  # dropout draws from the global generator
     each = []
     for batch, indices in enumerate(tqdm(batches, leave=False, disable=not _is_interactive())):
@@ -175,12 +174,10 @@ def train_one_epoch(
         losses = learner.step(train.images[indices], train.targets[indices], make_generator(*seed, 2, batch))
         learner.scheduler.step()
         each.append(torch.stack(losses).detach())
-    each = torch.stack(
-        each
-    ).cpu()  # (steps, 3), fetched once per epoch: to fetch it every step would hold a GPU up
+    losses = torch.stack(each).cpu()  # (steps, 3); fetched once per epoch, since every fetch holds a GPU up
     ids = [[train.cases[index].image_id for index in indices] for indices in batches]
-    check_finite(learner.model, each[:, 0], ids)
-    loss, bce, dice_loss = each.mean(dim=0).tolist()
+    check_finite(learner.model, losses[:, 0], ids)
+    loss, bce, dice_loss = losses.mean(dim=0).tolist()
     return {"dice": 1 - dice_loss, "bce": bce, "loss": loss, "lr": lr}
 
 
@@ -202,7 +199,7 @@ def check_finite(model: nn.Module, losses: Tensor, ids: list[list[str]]) -> None
 
 
 def evaluate_model(
-    model: nn.Module, validation: TrainingSet, threshold: float = 0.5, *, picture_dir: Path | None = None
+    model: nn.Module, validation: TrainingSet, *, threshold: float = 0.5, picture_dir: Path | None = None
 ) -> np.ndarray:
     """Return each case's Dice (N,) at the image's own size: the probability comes back before the threshold.
 
@@ -215,16 +212,16 @@ def evaluate_model(
         true_mask, pred_mask = read_mask(case.mask), letterbox.undo(probabilities[index]) > threshold
         if picture_dir and index < _N_PICTURES:
             path = picture_dir / f"{case.image_id}.png"
-            write_picture(path, validation.images[index], letterbox, true_mask, pred_mask)
+            _write_picture(path, validation.images[index], letterbox, true_mask, pred_mask)
         return dice_score(pred_mask, true_mask)
 
     return np.array(list(map_threads(score, range(len(validation)))))
 
 
-def write_picture(
+def _write_picture(
     path: Path, image: Tensor, letterbox: Letterbox, true_mask: np.ndarray, pred_mask: np.ndarray
 ) -> None:
-    """Draw image | true mask | prediction side by side at the size that the network sees."""
+    """Draw image (3, S, S) | true mask (H, W) | prediction (H, W) side by side at the network's size."""
     inside = image.permute(1, 2, 0).numpy()[letterbox.inside]
     masks = [
         np.asarray(Image.fromarray(mask).convert("RGB").resize(inside.shape[1::-1]))
@@ -236,35 +233,36 @@ def write_picture(
 
 
 def _count_steps(
-    learner: Learner,
-    train: TrainingSet,
-    validation: TrainingSet,
-    config: Config,
-    budget_seconds: float | None,
+    learner: Learner, train: TrainingSet, validation: TrainingSet, budget_seconds: float | None
 ) -> int:
     """The number of steps of a run: its epochs', or as many as fit into the budget, or the smaller number."""
-    lengths = []
-    if config.epochs:
-        lengths.append(config.epochs * math.ceil(len(train) / config.batch_size))
+    per_epoch, lengths = len(train) / learner.config.batch_size, []
+    if learner.config.epochs:
+        lengths.append(learner.config.epochs * math.ceil(per_epoch))
     if budget_seconds:
         started = time.perf_counter()
-        pace = _time_pace(learner, train, validation, config.batch_size, 0.05 * budget_seconds)
-        spent = time.perf_counter() - started
-        lengths.append(
-            fit_steps(budget_seconds, *pace, spent=spent, steps_per_epoch=len(train) / config.batch_size)
+        max_seconds = 0.05 * budget_seconds
+        step_seconds, validation_seconds = _time_pace(learner, train, validation, max_seconds=max_seconds)
+        steps = fit_steps(
+            budget_seconds,
+            spent=time.perf_counter() - started,
+            step_seconds=step_seconds,
+            validation_seconds=validation_seconds,
+            steps_per_epoch=per_epoch,
         )
+        lengths.append(steps)
     return min(lengths)
 
 
 def _time_pace(
-    learner: Learner, train: TrainingSet, validation: TrainingSet, batch_size: int, max_seconds: float
+    learner: Learner, train: TrainingSet, validation: TrainingSet, *, max_seconds: float
 ) -> tuple[float, float]:
-    """Time a few steps and validations on a copy, which learns in vain; return the seconds of each.
+    """Time a few steps and validations on a copy that is thrown away; return the seconds of each.
 
     Steps are timed for about `max_seconds`; the validation of up to 32 cases is scaled to all of them.
     """
-    trial = copy.deepcopy(learner)
-    sample = validation.subset(range(min(len(validation), 32)))
+    trial, batch_size = copy.deepcopy(learner), learner.config.batch_size
+    sample = validation.select(range(min(len(validation), 32)))
 
     def time_step(batch: int) -> float:
         started = time.perf_counter()
@@ -286,17 +284,18 @@ def _time_pace(
 
 def fit_steps(
     budget_seconds: float,
-    step_seconds: float,
-    validation_seconds: float,
     *,
     spent: float,
+    step_seconds: float,
+    validation_seconds: float,
     steps_per_epoch: float,
 ) -> int:
-    """How many steps, with a validation after each epoch, fit into a budget of which `spent` is gone.
+    """How many steps, with a validation after each epoch, fit into a budget of which `spent` is used.
 
     At least one. A last, unfinished epoch has a whole validation; 5 % of the budget stay free.
 
-    >>> fit_steps(100, 1, 1, spent=15, steps_per_epoch=3)  # (0.95 * 100 - 15 - 1) / (1 + 1 / 3)
+    >>> # (0.95 * 100 - 15 - 1) / (1 + 1 / 3)
+    >>> fit_steps(100, spent=15, step_seconds=1, validation_seconds=1, steps_per_epoch=3)
     59
     """
     left = _BUDGETED * budget_seconds - spent - validation_seconds
@@ -312,8 +311,8 @@ def split_steps(total_steps: int, steps_per_epoch: int) -> list[int]:
     return [min(steps_per_epoch, total_steps - done) for done in range(0, total_steps, steps_per_epoch)]
 
 
-def check_budget(history: Sequence[dict], n_epochs: int, budget_seconds: float | None, *, name: str) -> None:
-    """Check that an unfinished training has not taken half as long again as its budget, and a minute.
+def check_budget(history: Sequence[dict], *, n_epochs: int, budget_seconds: float | None, name: str) -> None:
+    """Check that an unfinished training has not taken more than 1.5 times its budget plus a minute.
 
     Raises:
         TimeoutError: it has.
@@ -348,6 +347,6 @@ def _is_interactive() -> bool:
     return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
 
 
-def read_checkpoint(path: Path) -> dict | None:
+def _read_checkpoint(path: Path) -> dict | None:
     """Read `last.pth`; None where there is none yet."""
     return read_torch(path, fix="delete it to train this fold from its start") if path.is_file() else None

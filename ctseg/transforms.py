@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where a resized image lies in its square, which undoes `ResizeAndPad`; sizes are (H, W) in pixels."""
+    """Where a resized image lies in its square; `undo` inverts `ResizeAndPad`.
+
+    Sizes are (H, W) in pixels, the offset is (top, left).
+    """
 
     original_size: tuple[int, int]
     resized_size: tuple[int, int]
@@ -119,7 +122,7 @@ def weight_channels_by_contrast(image: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """What every image goes through before the network, in training and prediction alike; no randomness."""
+    """Prepare an image for the network, the same in training and prediction, without randomness."""
 
     target_size: int
     weight_channels_by_contrast: bool = False

@@ -1,10 +1,11 @@
-"""Build one Kaggle notebook out of the module and the notebooks, and the metadata to push it with.
+"""Build one Kaggle notebook out of the package and the notebooks, and the metadata to push it with.
 
 `make kernel ARGS="-p name value -f best.yaml"`; `python kaggle_kernel/build.py --help` lists the rest. The
 same sources give the same bytes.
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -21,7 +22,6 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from papermill.parameterize import parameterize_notebook
 
-import ctseg
 from ctseg.config import Config, fill_settings, parse_value
 from ctseg.contest import SLUG
 from ctseg.files import read_json, write_json, write_text
@@ -39,6 +39,9 @@ _SECRETS = (
     r"\b(gh[pousr]|github_pat|hf|sk|xox[bp])[_-]\w{20,}",
     r"-----BEGIN [A-Z ]*PRIVATE KEY",
 )
+_SUBMISSION = """# The submission
+
+Next to `runs/`, and valid; checkpoints and other files that nobody downloads are removed."""
 _UNPACK = f"""import os
 import shutil
 import sys
@@ -54,12 +57,13 @@ def build_kernel(root: Path, parameters: dict) -> NotebookNode:
     """Make the notebook from the repository at `root`, with `parameters` as papermill would inject them."""
     folders = ("ctseg", "kaggle_kernel", "notebooks")
     sources = sorted(path for folder in folders for path in root.glob(f"{folder}/*.py"))
-    stories = [jupytext.read(path).cells for path in sorted(root.glob("notebooks/[0-9]*.py"))]
+    paths = [path for path in sources if re.fullmatch(r"\d\d_\w+", path.stem)]
+    notebooks = [jupytext.read(path).cells for path in paths]
     cells = [
         new_markdown_cell(_describe_origin(root, sources)),
-        *_find_parameters(stories),
+        *_find_parameters(notebooks),
         new_markdown_cell(
-            "## The module\n\nOne cell per file, in the order of the map in `ctseg/__init__.py`."
+            "## The package\n\nOne cell per file, in the order of the map in `ctseg/__init__.py`."
         ),
         new_code_cell(_UNPACK),
         *map(_write_file, _sort_by_map(root)),
@@ -67,22 +71,32 @@ def build_kernel(root: Path, parameters: dict) -> NotebookNode:
         new_code_cell("from ctseg.device import check_gpus\n\nprint(check_gpus())"),
         new_code_cell("from kaggle_kernel.session import attach_run, tidy_run\n\nattach_run(run, data_root)"),
         new_code_cell("from ctseg.runs import make_config_of_run, open_run, read_parameters"),
-        *(cell for cell in _find_cells(stories[-1], "setup") if cell.cell_type == "code"),
-        *(cell for story in stories for cell in _tell(story)),
-        new_markdown_cell(
-            "# The submission\n\nNext to `runs/`, and valid; checkpoints and other files that nobody "
-            "downloads are removed."
-        ),
+        _find_settings(notebooks),
+        *(cell for notebook in notebooks for cell in _find_body(notebook)),
+        new_markdown_cell(_SUBMISSION),
         new_code_cell('tidy_run(run_dir, test.cases)\nprint(open("submission.csv").read(200))'),
     ]
-    kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    metadata = {"kernelspec": kernelspec, "language_info": {"name": "python"}, "papermill": {}}
-    for cell in cells:
-        cell.metadata.setdefault("tags", [])  # papermill looks at every cell's
-    kernel = parameterize_notebook(new_notebook(cells=cells, metadata=metadata), parameters)
-    del kernel.metadata["papermill"]
+    kernel = _inject(cells, parameters)
     for index, cell in enumerate(kernel.cells):  # nbformat draws ids at random
         cell.id = hashlib.sha256(f"{index} {cell.source}".encode()).hexdigest()[:8]
+    return kernel
+
+
+def _inject(cells: Sequence[NotebookNode], parameters: dict) -> NotebookNode:
+    """A notebook of the cells with papermill's text of the parameters at the end of its parameters cell.
+
+    In a cell of its own, as papermill leaves it, the next papermill would replace all of them.
+    """
+    for cell in cells:
+        cell.metadata.setdefault("tags", [])  # papermill looks at every cell's
+    kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernelspec, "language_info": {"name": "python"}, "papermill": {}}
+    kernel = parameterize_notebook(new_notebook(cells=cells, metadata=metadata), parameters)
+    (declared,) = _find_cells(kernel.cells, "parameters")
+    (injected,) = _find_cells(kernel.cells, "injected-parameters")
+    declared.source += f"\n\n{injected.source.rstrip()}"
+    kernel.cells.remove(injected)
+    del kernel.metadata["papermill"]
     return kernel
 
 
@@ -119,23 +133,30 @@ def _find_cells(cells: Sequence[NotebookNode], *tags: str) -> list[NotebookNode]
     return [cell for cell in cells if set(tags) & set(cell.metadata.get("tags", []))]
 
 
-def _find_parameters(stories: Sequence[Sequence[NotebookNode]]) -> list[NotebookNode]:
-    """The parameters cell that shows the most, training's, and the text above it."""
-    story = max(stories, key=lambda cells: len(_find_cells(cells, "parameters")[0].source))
-    text, *_ = _find_cells(story, "setup")
-    return [text, *_find_cells(story, "parameters")]
+def _find_parameters(notebooks: Sequence[Sequence[NotebookNode]]) -> list[NotebookNode]:
+    """The longest parameters cell, which is training's, and the text above it."""
+    cells = max(notebooks, key=lambda cells: len(_find_cells(cells, "parameters")[0].source))
+    text, *_ = _find_cells(cells, "setup")
+    return [text, *_find_cells(cells, "parameters")]
 
 
-def _tell(story: Sequence[NotebookNode]) -> list[NotebookNode]:
+def _find_settings(notebooks: Sequence[Sequence[NotebookNode]]) -> NotebookNode:
+    """The settings cell of the last notebook, which reads those of an existing run, as attached ones are."""
+    (settings,) = (cell for cell in _find_cells(notebooks[-1], "setup") if cell.cell_type == "code")
+    return settings
+
+
+def _find_body(notebook: Sequence[NotebookNode]) -> list[NotebookNode]:
     """The cells of a notebook without its parameters and settings, which the kernel has once and for all."""
-    own = _find_cells(story, "parameters", "setup")
-    return [cell for cell in story if cell not in own]
+    own = _find_cells(notebook, "parameters", "setup")
+    return [cell for cell in notebook if cell not in own]
 
 
 def _sort_by_map(root: Path) -> list[Path]:
-    """The files of the module in the order of its map, new ones last; then what only a kernel does."""
-    order = re.findall(r"\w+\.py", ctseg.__doc__)
-    places = {name: place for place, name in enumerate(["__init__.py", *order])}
+    """The files of the package in the order of its map, new ones last; then the kernel's own one."""
+    text = ast.get_docstring(ast.parse((root / "ctseg" / "__init__.py").read_text(encoding="utf-8")))
+    order = ["__init__.py", *re.findall(r"\w+\.py", text)]
+    places = {name: place for place, name in enumerate(order)}
     files = sorted(root.glob("ctseg/*.py"), key=lambda path: (places.get(path.name, len(places)), path.name))
     return [*files, root / "kaggle_kernel" / "session.py"]
 
@@ -165,7 +186,8 @@ def _check_kernel(kernel: NotebookNode, root: Path) -> int:
         is_secret = any(re.search(pattern, cell.source) for pattern in _SECRETS)
         if is_secret or any(value in cell.source for value in known):
             raise ValueError(
-                f"what looks like a credential {where}; remove it, and renew it if it was seen elsewhere"
+                f"something that looks like a credential {where}; remove it, and renew it if it was seen "
+                "elsewhere"
             )
         for private in (str(root), str(Path.home())):
             if re.search(rf"{re.escape(private)}(?![\w.-])", cell.source):
@@ -174,7 +196,7 @@ def _check_kernel(kernel: NotebookNode, root: Path) -> int:
 
 
 def _check_parameters(parameters: dict, *, internet: bool, attached: bool) -> None:
-    """Refuse here what would fail on Kaggle.
+    """Refuse parameters that would fail on Kaggle.
 
     Raises:
         ValueError, TypeError: an unknown name, preset or encoder, a value of the wrong type or range, or data
@@ -219,15 +241,7 @@ def _make_metadata(
             f"title {title!r}: expected 5 to 50 letters, digits and single spaces, from which Kaggle makes "
             "the address"
         )
-    forms = {
-        "dataset": "owner/slug",
-        "kernel": "owner/slug",
-        "model": "owner/model/framework/variation/version",
-    }
-    for (name, form), sources in zip(forms.items(), (datasets, kernels, models)):
-        for source in sources:
-            if not re.fullmatch(rf"[\w.-]+(/[\w.-]+){{{form.count('/')}}}", source):
-                raise ValueError(f"{name} source {source!r}: expected {form}")
+    _check_sources(datasets=datasets, kernels=kernels, models=models)
     return {
         "id": f"{user}/{title.lower().replace(' ', '-')}",
         "title": title,
@@ -245,6 +259,18 @@ def _make_metadata(
         "model_sources": list(models),
         "keywords": [],
     }
+
+
+def _check_sources(*, datasets: Sequence[str], kernels: Sequence[str], models: Sequence[str]) -> None:
+    """Raise ValueError unless each source has the form of its kind."""
+    for kind, form, sources in (
+        ("dataset", "owner/slug", datasets),
+        ("kernel", "owner/slug", kernels),
+        ("model", "owner/model/framework/variation/version", models),
+    ):
+        for source in sources:
+            if not re.fullmatch(rf"[\w.-]+(/[\w.-]+){{{form.count('/')}}}", source):
+                raise ValueError(f"{kind} source {source!r}: expected {form}")
 
 
 def _find_user() -> str:
@@ -275,8 +301,10 @@ def _read_parameters(arguments: argparse.Namespace) -> dict:
         parameters |= read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_text())
         parameters.pop("data_root", None)
     parameters |= {name: parse_value(value) for name, value in arguments.p} | dict(arguments.r)
-    run = {"run": str(parameters["run"])} if "run" in parameters else {}
-    return _DEFAULTS | parameters | run
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if "run" in given:
+        given["run"] = str(given["run"])
+    return _DEFAULTS | given
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -284,37 +312,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    pair = {"nargs": 2, "action": "append", "default": []}
-    parser.add_argument("-p", **pair, metavar=("NAME", "VALUE"), help="a parameter of the notebooks")
-    parser.add_argument(
-        "-r", **pair, metavar=("NAME", "TEXT"), help="the same, as text whatever it looks like"
-    )
-    parser.add_argument(
-        "-f",
-        "--file",
-        type=Path,
-        action="append",
-        default=[],
-        help="YAML or JSON with parameters, such as a run's config.json",
-    )
-    parser.add_argument(
-        "--title", default="ctseg segmentation", help="on Kaggle; its address is made from it"
-    )
-    parser.add_argument(
-        "--internet",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on: torchvision downloads the encoder",
-    )
+    add, again = parser.add_argument, {"action": "append", "default": []}
+    add("-p", nargs=2, **again, metavar=("NAME", "VALUE"), help="a parameter of the notebooks")
+    add("-r", nargs=2, **again, metavar=("NAME", "TEXT"), help="the same, as text whatever it looks like")
+    add("-f", "--file", type=Path, **again, help="YAML or JSON with parameters, such as a run's config.json")
+    add("--title", default="ctseg segmentation", help="on Kaggle; its address is made from it")
+    switch = argparse.BooleanOptionalAction
+    add("--internet", action=switch, default=True, help="on: torchvision downloads the encoder")
     for name in ("dataset", "model", "kernel"):
-        attach = f"a {name} on Kaggle to attach; may be given again"
-        parser.add_argument(f"--{name}", action="append", default=[], help=attach)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
+        add(f"--{name}", **again, help=f"a {name} on Kaggle to attach; may be given again")
+    add("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Build the kernel and its metadata as the command line says, or say why not and end with status 1."""
+    """Build the kernel and its metadata as the command line says, or say why not and exit with status 1."""
     arguments = _parse(argv)
     internet = arguments.internet
     sources = {"datasets": arguments.dataset, "models": arguments.model, "kernels": arguments.kernel}

@@ -1,4 +1,4 @@
-"""Push, fetch and submit with Kaggle's own client, checked: it ends with status 0 after many a refusal.
+"""Push, fetch and submit with Kaggle's own client, whose exit status 0 does not mean success.
 
 `make push`, `make output`, `make submit RUN=name` and `make download` call it.
 """
@@ -24,9 +24,10 @@ _RULES_PAGE = f"kaggle.com/competitions/{SLUG}/rules"
 _RULES = f"join the contest and accept its rules, at {_RULES_PAGE}, with the account of the key"
 _KEY = "save Kaggle's API key as ~/.kaggle/kaggle.json, or set KAGGLE_API_TOKEN"
 _QUOTA = (
-    "GPU hours are 30 a week; wait, or push with machine_shape and enable_gpu changed in kernel-metadata.json"
+    "GPU hours are 30 per week; wait, or push with machine_shape and enable_gpu changed in "
+    "kernel-metadata.json"
 )
-_ADVICE = {  # a pattern of the client's or the server's answer: the way out
+_ADVICE = {  # pattern in the output: the way out
     r"Authentication required|\b401\b|Unauthenticated": _KEY,
     "competition sources": _RULES,
     r"\b403\b|Forbidden|rules": _RULES,
@@ -38,7 +39,7 @@ _ADVICE = {  # a pattern of the client's or the server's answer: the way out
 
 
 class Refused(Exception):
-    """Kaggle, or its client, did not do what was asked: why, and how to go on."""
+    """Kaggle or its client refused: why, and the way out."""
 
 
 def _call_kaggle(*arguments: str | Path, expect: str, refuse: str = "$^") -> str:
@@ -54,12 +55,9 @@ def _call_kaggle(*arguments: str | Path, expect: str, refuse: str = "$^") -> str
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, end="", flush=True)
     if done.returncode or not re.search(expect, done.stdout) or re.search(refuse, done.stdout):
-        advice = [
-            text for pattern, text in _ADVICE.items() if re.search(pattern, done.stdout, flags=re.IGNORECASE)
-        ][:1]
-        raise Refused(
-            "; ".join([f"'kaggle {arguments[0]} {arguments[1]}' did not succeed, see above", *advice])
-        )
+        found = (text for pattern, text in _ADVICE.items() if re.search(pattern, done.stdout, re.IGNORECASE))
+        what = f"'kaggle {arguments[0]} {arguments[1]}' did not succeed, see above"
+        raise Refused("; ".join([what, *found][:2]))
     return done.stdout
 
 
@@ -74,20 +72,19 @@ def _read_metadata() -> dict:
 def push() -> None:
     """Push the kernel; a source that Kaggle dropped is a failure, since the kernel would run without it."""
     metadata = _read_metadata()
-    _call_kaggle(
-        "kernels", "push", "-p", FOLDER, expect=r"Kernel version \d+ successfully pushed", refuse="not valid"
-    )
+    pushed = r"Kernel version \d+ successfully pushed"
+    _call_kaggle("kernels", "push", "-p", FOLDER, expect=pushed, refuse="not valid")
     print(f"{metadata['id']} runs; when it is done: make output")
 
 
 def fetch_output(data_root: str) -> None:
     """Fetch a finished kernel's output, and check its submission against the test images here."""
     kernel = _read_metadata()["id"]
-    folder = find_run_dir("kaggle")
+    run_dir = find_run_dir("kaggle")
     _call_kaggle("kernels", "status", kernel, expect=r"COMPLETE\b")
-    _call_kaggle("kernels", "output", kernel, "-p", folder, "--force", expect="")
-    _check_here(folder / "submission.csv", data_root)
-    print(f"{folder / 'submission.csv'}: valid; to submit it: make submit RUN=kaggle")
+    _call_kaggle("kernels", "output", kernel, "-p", run_dir, "--force", expect="")
+    _check_here(run_dir / "submission.csv", data_root)
+    print(f"{run_dir / 'submission.csv'}: valid; to submit it: make submit RUN=kaggle")
 
 
 def submit(run: str, data_root: str) -> None:
@@ -95,17 +92,8 @@ def submit(run: str, data_root: str) -> None:
     path = find_run_dir(run) / "submission.csv"
     _check_here(path, data_root)
     message = f"{run}, commit {describe_environment()['git_commit'] or 'unknown'}"
-    _call_kaggle(
-        "competitions",
-        "submit",
-        "-c",
-        SLUG,
-        "-f",
-        path,
-        "-m",
-        message,
-        expect="Successfully submitted",
-    )
+    options = ["-c", SLUG, "-f", path, "-m", message]
+    _call_kaggle("competitions", "submit", *options, expect="Successfully submitted")
 
 
 def _check_here(path: Path, data_root: str) -> None:
@@ -129,24 +117,24 @@ def download() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Do what the command line says, or say why not and exit with status 1."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=("push", "output", "submit", "download"))
     parser.add_argument("--run", default="kaggle", help="whose submission to submit")
     parser.add_argument("--data", default="", help="the data set, to check a submission against")
-    arguments = parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    actions = {
+        "push": push,
+        "output": lambda: fetch_output(given.data),
+        "submit": lambda: submit(given.run, given.data),
+        "download": download,
+    }
     try:
-        if arguments.action == "push":
-            push()
-        elif arguments.action == "output":
-            fetch_output(arguments.data)
-        elif arguments.action == "submit":
-            submit(arguments.run, arguments.data)
-        else:
-            download()
+        actions[given.action]()
     except (Refused, OSError, ValueError) as error:
-        sys.exit(f"{arguments.action}: {error}")
+        sys.exit(f"{given.action}: {error}")
 
 
 if __name__ == "__main__":

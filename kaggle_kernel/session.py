@@ -1,4 +1,4 @@
-"""What a kernel does besides the notebooks: take over an attached run, keep what is worth downloading."""
+"""The steps that only a kernel takes: reuse an attached run, keep the files worth downloading."""
 
 import shutil
 from collections.abc import Sequence
@@ -16,15 +16,14 @@ from ctseg.train import find_kept
 def attach_run(run: str, data_root: str = "") -> Path | None:
     """Copy a run that is attached below Kaggle's input to `runs/`, unless it exists; return the copy or None.
 
-    Folds that are finished there are predicted with and not trained again. The data set's path becomes the
-    one here.
+    Its finished folds are used for prediction and not trained again; `data_root` becomes the one here.
     """
-    attached = [
-        path.parent for path in sorted(KAGGLE_INPUT.glob("**/config.json")) if path.parent.name == run
-    ]
-    if not attached or find_run_dir(run).exists():
+    name = str(run)  # papermill turns 7 into a number
+    configs = sorted(KAGGLE_INPUT.glob("**/config.json"))
+    attached = [path.parent for path in configs if path.parent.name == name]
+    if not attached or find_run_dir(name).exists():
         return None
-    run_dir = find_run_dir(run)
+    run_dir = find_run_dir(name)
     for path in filter(Path.is_file, attached[0].rglob("*")):
         copy = run_dir / path.relative_to(attached[0])
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +34,7 @@ def attach_run(run: str, data_root: str = "") -> Path | None:
 
 
 def tidy_run(run_dir: Path, test_cases: Sequence[Case]) -> None:
-    """Copy the submission next to `runs/` and check it there; then remove what nobody downloads.
+    """Copy the submission next to `runs/` and check it there; then remove the files that nobody downloads.
 
     That is checkpoints, test masks, and validation pictures except those that 03 shows: of the first epoch
     and of the one that was kept.

@@ -10,9 +10,9 @@
 # # 1 · What is in the data?
 #
 # Before any training: how large and of what shape are the images, what colors do they have, how much of each
-# image is to be found, and is anything wrong with the files?
+# image is foreground, and is anything wrong with the files?
 #
-# *Input:* the data set. *Artefacts:* `runs/<run>/data_check.csv`, every problem found, and
+# *Input:* the data set. *Artifacts:* `runs/<run>/data_check.csv`, every problem found, and
 # `runs/<run>/cases.csv`, one row per training image.
 
 # %%
@@ -29,11 +29,11 @@ from ctseg.runs import make_config, make_dataset, open_run, read_parameters
 # ## Parameters
 #
 # papermill replaces values with `-p name value`; any other field of `ctseg.config.Config` can be passed in
-# the same way. What is not given means what the preset says.
+# the same way. A value that is not given comes from the preset.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)
-data_root: str = ""  # folder that holds Train and Test, "phantom" for the synthetic data set, "" to search
+data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 
 # %% tags=["setup"]
@@ -45,7 +45,7 @@ config
 # ## Is anything wrong with the files?
 #
 # A shifted name or a mask of the wrong size costs more than any network gains. *Errors* stop this notebook at
-# its end, before they cost a run of hours; *warnings* say how the file is read all the same. No rows: nothing
+# its end, before they cost a run of hours; *warnings* say how the file is still read. No rows: nothing
 # was found.
 
 # %%
@@ -90,7 +90,7 @@ plot_cases(
 )
 
 # %% [markdown]
-# ## Write the artefacts
+# ## Write the artifacts
 
 # %%
 write_csv(descriptions, run_dir / "cases.csv")

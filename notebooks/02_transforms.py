@@ -13,7 +13,7 @@
 # goes into a square by a resize that can be undone, and only training batches are changed at random after
 # that.
 #
-# *Input:* the data set. *Artefact:* `runs/<run>/round_trip.csv`, the Dice that a perfect network could reach
+# *Input:* the data set. *Artifact:* `runs/<run>/round_trip.csv`, the Dice that a perfect network could reach
 # at each square size.
 
 # %%
@@ -34,11 +34,11 @@ from ctseg.transforms import to_float, weight_channels_by_contrast
 # ## Parameters
 #
 # papermill replaces values with `-p name value`; any other field of `ctseg.config.Config` can be passed in
-# the same way. What is not given means what the preset says.
+# the same way. A value that is not given comes from the preset.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)
-data_root: str = ""  # folder that holds Train and Test, "phantom" for the synthetic data set, "" to search
+data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 
 # %% tags=["setup"]
@@ -68,9 +68,9 @@ plot_batch(to_float(torch.stack(images)), to_float(torch.stack(targets)), titles
 # device that trains.
 
 # %%
-six = [torch.stack([values] * 6) for values in (images[2], targets[2])]
+copies = [torch.stack([values] * 6) for values in (images[2], targets[2])]
 changes = [Augment(**{name: strength}) for name, strength in AUGMENTATIONS.items()]
-batches = [TrainTransform(change)(*six, make_generator(1)) for change in changes]
+batches = [TrainTransform(change)(*copies, make_generator(1)) for change in changes]
 titles = [f"{name} {strength}" for name, strength in AUGMENTATIONS.items() for _ in range(6)]
 plot_batch(*map(torch.cat, zip(*batches)), titles=titles)
 
@@ -81,8 +81,8 @@ plot_batch(*map(torch.cat, zip(*batches)), titles=titles)
 
 # %%
 train_transform = TrainTransform(Augment(**config.augmentation()))
-six = torch.stack(images), torch.stack(targets)
-batches = [train_transform(*six, make_generator(config.seed, draw)) for draw in range(3)]
+batch = torch.stack(images), torch.stack(targets)
+batches = [train_transform(*batch, make_generator(config.seed, draw)) for draw in range(3)]
 plot_batch(*map(torch.cat, zip(*batches)))
 
 # %% [markdown]
@@ -110,7 +110,7 @@ rows = tabulate_round_trip(train.cases[::every], (64, 96, 128, 192, 256, 384, 51
 table(rows)
 
 # %% [markdown]
-# ## Write the artefact
+# ## Write the artifact
 
 # %%
 write_csv(rows, run_dir / "round_trip.csv")

@@ -9,11 +9,11 @@
 # %% [markdown]
 # # 3 · Train
 #
-# One U-Net per fold, BCE + Dice on soft targets, validated after each epoch at the images' own size. The
-# weights at the end of the schedule are kept, which validation did not pick; in `baseline`, and with `-p keep
-# best`, those of the epoch with the highest validation Dice.
+# One U-Net per fold, BCE + Dice on soft targets, validated after each epoch at the images' own size. The last
+# weights are kept, because validation did not pick them; in `baseline`, and with `keep = "best"`, those of
+# the epoch with the highest validation Dice.
 #
-# *Input:* the data set. *Artefacts:* `runs/<run>/fold<k>/` with `best_unet_model.pth`, `last.pth` (from which
+# *Input:* the data set. *Artifacts:* `runs/<run>/fold<k>/` with `best_unet_model.pth`, `last.pth` (from which
 # a stopped run resumes), `history.csv`, `val_outputs/` and `oof.npz` (the predictions on the images that the
 # fold did not train on).
 
@@ -36,7 +36,7 @@ from ctseg.train import find_kept
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)
-data_root: str = ""  # folder that holds Train and Test, "phantom" for the synthetic data set, "" to search
+data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 fold: int = None  # train this fold only, 0 to n_folds - 1; None for all
 n_folds: int = None  # number of folds; 1 for one model on a 90/10 split
@@ -73,12 +73,14 @@ print(f"{len(training_set)} images of {config.target_size} pixels, {megabytes:.0
 
 # %%
 folds = assign_folds(config, training_set)
-inside = {k: folds == k for k in range(config.n_folds)}
-rows = [{"fold": k, "train": sum(~is_in), "validation": sum(is_in)} for k, is_in in inside.items()]
-table([row | {"mean area": training_set.areas[inside[row["fold"]]].mean()} for row in rows])
+in_fold = {k: folds == k for k in range(config.n_folds)}
+rows = [{"fold": k, "train": sum(~is_in), "validation": sum(is_in)} for k, is_in in in_fold.items()]
+table([row | {"mean area": training_set.areas[in_fold[row["fold"]]].mean()} for row in rows])
 
 # %% [markdown]
 # ## The network
+#
+# A U-Net over the encoder; where the hardware has it, it computes in 16 bits.
 
 # %%
 model = make_network(config)
@@ -100,15 +102,17 @@ plot_history(histories)
 
 # %% [markdown]
 # ## The epoch whose weights are kept
+#
+# Its row of the history, fold by fold. Folds that differ a lot mean few images, or hard ones on one side.
 
 # %%
 kept = {k: find_kept(history, config.keep) for k, history in histories.items()}
 table([{"fold": k, **row} for k, row in kept.items()])
 
 # %% [markdown]
-# ## What it sees
+# ## The first epoch and the kept one
 #
-# The same few validation cases at the first epoch and at the one that is kept: image, true mask, prediction.
+# The same few validation cases: image, true mask, prediction. The outline should have come closer.
 
 # %%
 k, row = max(kept.items())
@@ -118,7 +122,7 @@ titles = [f"{path.parent.name}: {path.stem}" for path in paths]
 plot_cases([np.asarray(Image.open(path)) for path in paths], titles=titles, columns=4)
 
 # %% [markdown]
-# ## The artefacts are there
+# ## The artifacts are there
 
 # %%
 for k in histories:

@@ -12,7 +12,7 @@
 # Which post-processing helps is decided on predictions for images that were not trained on, never by habit:
 # the largest component is right where there is one region per image, and wrong where there are many.
 #
-# *Input:* the trained folds of `runs/<run>/`; nothing is trained here. *Artefacts:* `postprocess.json`,
+# *Input:* the trained folds of `runs/<run>/`; nothing is trained here. *Artifacts:* `postprocess.json`,
 # `predicted_masks/*.png`, `submission.csv`, `examples.png`, `summary.json`.
 
 # %%
@@ -36,11 +36,11 @@ from ctseg.submission import check_contest_files, check_submission, write_submis
 # ## Parameters
 #
 # papermill replaces values with `-p name value`; any other field of `ctseg.config.Config` can be passed in
-# the same way. What is not given comes from the run itself, if it exists: `-p run name` is enough.
+# the same way. A value that is not given comes from the run, if it exists: `-p run name` is enough.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)
-data_root: str = ""  # folder that holds Train and Test, "phantom" for the synthetic data set, "" to search
+data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 
 # %% tags=["setup"]
@@ -97,19 +97,19 @@ plot_gains(rows)
 # %% [markdown]
 # ## The score to trust
 #
-# Chosen and measured on the same images, a choice flatters itself. So each fold is scored once more with the
+# A choice scored on the images that made it looks too good. So each fold is scored once more with the
 # choice of the *other* folds (with a single fold, each fifth of its images with the choice of the others).
 
 # %%
 fitted_scores = cross_fit(validation.score_each, baseline, validation.folds)
-scores = {
-    "plain": summarize(baseline_scores),
+choice_scores = {
+    "baseline": summarize(baseline_scores),
     "chosen": summarize(validation.score(chosen)),
     "cross-fitted": summarize(fitted_scores),
 }
-write_json({"chosen": vars(chosen), "scores": scores, "table": rows}, run_dir / "postprocess.json")
+write_json({"chosen": vars(chosen), "scores": choice_scores, "table": rows}, run_dir / "postprocess.json")
 print(f"chosen: {chosen}")
-table([{"": name, **score} for name, score in scores.items()])
+table([{"": name, **score} for name, score in choice_scores.items()])
 
 # %% [markdown]
 # ## The test images
@@ -160,7 +160,7 @@ summaries = {name: summarize(values) for name, values in scores.items() if len(v
 table([{"": name, **summary} for name, summary in summaries.items()])
 
 # %% [markdown]
-# ## The artefacts are there
+# ## The artifacts are there
 
 # %%
 summary = write_summary(run_dir, scores=summaries, postprocess=str(chosen))

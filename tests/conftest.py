@@ -1,4 +1,4 @@
-"""Small data sets in the contest's layout, and the suite's settings."""
+"""Small data sets in the contest's layout, the sources of a kernel, and the suite's settings."""
 
 import json
 import os
@@ -15,11 +15,13 @@ import matplotlib
 import nbformat
 import numpy as np
 import pytest
+import torch
 from kaggle_server import KaggleServer
 from PIL import Image
 
+from ctseg.data import SegmentationDataset, TrainingSet, find_cases, load_training_set
 from ctseg.phantom import write_phantom
-from kaggle_kernel import build, client
+from ctseg.transforms import EvalTransform
 
 matplotlib.use("Agg")
 REPOSITORY = Path(__file__).parent.parent
@@ -69,9 +71,26 @@ def tiny(tmp_path) -> Path:
     return root
 
 
+def load_cases(root: Path, size: int = 32) -> TrainingSet:
+    """The training cases of a data set in memory, `size` pixels wide."""
+    return load_training_set(SegmentationDataset(find_cases(root, "train"), EvalTransform(size)))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of torch's hub, and a network that is down."""
+
+    def fail(*_, **__):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    return tmp_path / "checkpoints"
+
+
 def as_arguments(parameters: dict) -> list[str]:
     """Parameters as `-p name value …` on a command line."""
-    return [str(part) for name, value in parameters.items() for part in ("-p", name, value)]
+    return [str(word) for name, value in parameters.items() for word in ("-p", name, value)]
 
 
 class Program:
@@ -122,6 +141,8 @@ def call(clone, server, monkeypatch, capsys):
     """Call `main` of `build` or `client` in the clone; return (status, printed text with an error last)."""
     for name, value in server.environment(clone).items():
         monkeypatch.setenv(name, value)
+    from kaggle_kernel import build, client  # with papermill and jupytext, which few tests need
+
     monkeypatch.chdir(clone)
     monkeypatch.setattr(build, "REPOSITORY", clone)
     monkeypatch.setattr(client, "FOLDER", clone / "kaggle_kernel")

@@ -1,6 +1,7 @@
 """The kernel's build: readable, reproducible, complete, and refused where it would fail on Kaggle."""
 
 import json
+import re
 import shutil
 import subprocess
 from copy import deepcopy
@@ -11,6 +12,7 @@ import nbclient
 import nbformat
 import pytest
 from conftest import REPOSITORY
+from papermill.parameterize import parameterize_notebook
 
 import ctseg
 from ctseg.contest import SLUG
@@ -103,16 +105,16 @@ def test_the_unpacked_module_is_the_module_and_workers_find_it(built, tmp_path):
     assert (unpacked / session).read_text() == (REPOSITORY / session).read_text()
 
 
-def test_parameters_are_injected_after_the_one_parameters_cell(clone, call, tmp_path):
+def test_parameters_are_in_the_one_parameters_cell(clone, call, tmp_path):
     (tmp_path / "best.yaml").write_text("lr: 0.002\ntta: flips\ndata_root: /home/somebody/data\n")
     (tmp_path / "config.json").write_text('{"weight_decay": 1e-05, "lr": 0.1}')
     files = ["-f", tmp_path / "config.json", "-f", tmp_path / "best.yaml"]
     assert call(build, *files, "-p", "budget_minutes", 30, "-r", "run", "007", "-p", "lr", "3e-4")[0] == 0
     kernel = read_built(clone)
-    (declared,), (injected,) = find_tagged(kernel, "parameters"), find_tagged(kernel, "injected-parameters")
-    assert kernel.cells.index(injected) == kernel.cells.index(declared) + 1
+    (cell,) = find_tagged(kernel, "parameters")
+    assert find_tagged(kernel, "injected-parameters") == []
     values = {}
-    exec(declared.source + "\n" + injected.source, values)
+    exec(cell.source, values)
     expected = {
         "preset": "strong",
         "budget_minutes": 30,
@@ -123,7 +125,32 @@ def test_parameters_are_injected_after_the_one_parameters_cell(clone, call, tmp_
         "data_root": "",
     }
     assert {name: values[name] for name in expected} == expected and values["epochs"] is None
-    assert 'preset: str = "quick"  # quick' in declared.source and 'preset = "strong"' in injected.source
+    assert (
+        'preset: str = "quick"  # quick' in cell.source and '# Parameters\npreset = "strong"' in cell.source
+    )
+
+
+def test_papermill_adds_to_the_parameters_of_the_build(built):
+    kernel = deepcopy(built[1])
+    kernel.metadata["papermill"] = {}
+    again = parameterize_notebook(kernel, {"lr": 0.1})
+    values = {}
+    for cell in again.cells[:4]:
+        exec(cell.source if cell.cell_type == "code" else "", values)
+    assert (values["preset"], values["lr"]) == ("strong", 0.1)
+
+
+def test_none_means_what_the_preset_says(clone, call):
+    assert call(build, "-p", "preset", "None", "-p", "epochs", "None")[0] == 0
+    (cell,) = find_tagged(read_built(clone), "parameters")
+    assert 'preset = "strong"' in cell.source and "\nepochs = " not in cell.source
+
+
+def test_the_readme_says_how_large_the_kernel_is(built):
+    readme = (REPOSITORY / "README.md").read_text()
+    cells, size = re.search(r"(\d+) cells, ([\d,]+) bytes as sent", readme).groups()
+    assert int(cells) == len(built[1].cells)
+    assert int(size.replace(",", "")) == pytest.approx(len(json.dumps(built[1])), rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -165,13 +192,16 @@ def test_without_a_user_name_the_build_says_how_to_give_one(call, monkeypatch, t
     assert "for from-file/ctseg-segmentation" in call(build)[1]
 
 
+CREDENTIAL = "something that looks like a credential in the kernel's cell"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("KEY = '" + "0123456789abcdef" * 2 + "'", "what looks like a credential in the kernel's cell"),
-        ("TOKEN = 'KGAT_" + "a" * 24 + "'", "what looks like a credential in the kernel's cell"),
-        ("# hf_" + "A1" * 12, "what looks like a credential in the kernel's cell"),
-        ("# swordfish-swordfish", "what looks like a credential in the kernel's cell"),
+        ("KEY = '" + "0123456789abcdef" * 2 + "'", CREDENTIAL),
+        ("TOKEN = 'KGAT_" + "a" * 24 + "'", CREDENTIAL),
+        ("# hf_" + "A1" * 12, CREDENTIAL),
+        ("# swordfish-swordfish", CREDENTIAL),
         ("# see {clone}/notes", "a path of this machine, "),
         ("# " + "x" * 900_000, "expected at most 900,000"),
     ],

@@ -164,7 +164,7 @@ ERRORS = {
         "NaN or infinite values",
         lambda r: save(r, TEST, np.full((50, 60), np.nan, np.float32), format="TIFF"),
     ),
-    "rotated by EXIF, mask not rotated": (MASK, "turned by an EXIF tag", lambda r: rotate_by_exif(r, 6)),
+    "rotated by EXIF, mask not rotated": (MASK, "rotated by an EXIF tag", lambda r: rotate_by_exif(r, 6)),
     "mask transposed": (MASK, "it is transposed", lambda r: save(r, MASK, load(r).T.copy())),
     "mask of another size": (MASK, "but its image is", lambda r: save(r, MASK, load(r)[::2, ::2].copy())),
     "three values": (MASK, "several labels", lambda r: save(r, MASK, add_label(load(r)))),
@@ -453,8 +453,8 @@ def test_three_in_five_shifted_real_masks_and_an_inverted_are_found():
     masks = {case.image_id: read_mask(case.mask) for case in cases}
     images = [np.asarray(Image.open(case.image)) for case in cases]
     gains = [measure_shift(image, shift(mask)) for image, mask in zip(images, masks.values())]
-    assert np.mean(np.array(gains) > check.SHIFT_GAIN) > 0.6
+    assert np.mean(np.array(gains) > check._SHIFT_GAIN) > 0.6
     thumbnails = {image_id: make_thumbnail(mask) for image_id, mask in masks.items()}
     name = cases[0].image_id
-    found = check.check_inverted(thumbnails | {name: 1 - thumbnails[name]})
+    found = check._check_inverted(thumbnails | {name: 1 - thumbnails[name]})
     assert [row["file"] for row in found] == [name]

@@ -14,7 +14,7 @@ from kaggle_kernel import client
 SAVED = {"url": "https://example.org/code/somebody/ctseg-segmentation", "versionNumber": 3}
 
 
-def test_what_is_pushed_is_what_was_built(call, server, built):
+def test_the_built_kernel_is_pushed(call, server, built):
     server.answers = {"SaveKernel": SAVED}
     status, printed = call(client, "push")
     assert status == 0 and "Kernel version 3 successfully pushed" in printed, printed
@@ -33,7 +33,7 @@ def test_what_is_pushed_is_what_was_built(call, server, built):
 @pytest.mark.parametrize(
     ("answer", "advice"),
     [
-        ({"error": "Maximum weekly GPU quota of 30.00 hours reached."}, "GPU hours are 30 a week"),
+        ({"error": "Maximum weekly GPU quota of 30.00 hours reached."}, "GPU hours are 30 per week"),
         ({"error": "Maximum batch GPU session count of 2 reached."}, "two GPU sessions run at once"),
         (SAVED | {"invalidCompetitionSources": [SLUG]}, "accept its rules"),
         (SAVED | {"invalidDatasetSources": ["me/weights"]}, "this account may use it"),

@@ -5,14 +5,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_DATA, needs_real_data, save_image, write_pair
+from conftest import REAL_DATA, load_cases, needs_real_data, save_image, write_pair
 from PIL import Image
 
 from ctseg.check import check_dataset
 from ctseg.data import (
     Case,
     SegmentationDataset,
-    TrainingSet,
     describe_mask,
     find_cases,
     find_window,
@@ -36,11 +35,6 @@ EMPTY = np.zeros((30, 40), np.uint8)
 def problems(root) -> dict:
     """The table of the data check as {(severity, file): problem}."""
     return {(row["severity"], row["file"]): row["problem"] for row in check_dataset(root)}
-
-
-def load(root, size: int = 32) -> TrainingSet:
-    """The training images of a data root in memory, at `size` pixels."""
-    return load_training_set(SegmentationDataset(find_cases(root, "train"), EvalTransform(size)))
 
 
 def test_pairs_are_made_by_stem_whatever_the_order_and_the_type(tiny):
@@ -152,7 +146,7 @@ def test_a_truncated_file_is_named_and_stands_in_the_table(tiny):
     path = save_image(tiny / "Train/Image/case_1.jpg", RGB)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match="cannot read .*case_1.jpg.*truncated"):
-        load(tiny)
+        load_cases(tiny)
     assert "truncated" in problems(tiny)["error", "Train/Image/case_1.jpg"]
 
 
@@ -189,14 +183,14 @@ def test_several_labels_are_refused_and_stand_in_the_table(tiny):
 def test_a_mask_of_another_size_is_refused_and_in_the_table(tiny):
     save_image(tiny / "Train/Mask/case_1.png", SOFT.T)
     with pytest.raises(ValueError, match=r"case_1.png is \(40, 30\), its image .* is \(30, 40\)"):
-        load(tiny)
+        load_cases(tiny)
     assert "(40, 30) but its image is (30, 40)" in problems(tiny)["error", "Train/Mask/case_1.png"]
 
 
 def test_a_training_set_keeps_what_belongs_to_one_case_together(phantom):
     dataset = SegmentationDataset(find_cases(phantom, "train"), EvalTransform(64))
     image, target, letterbox = dataset[5]
-    some = load_training_set(dataset).subset([5, 2])
+    some = load_training_set(dataset).select([5, 2])
     assert torch.equal(some.images[0], image) and torch.equal(some.targets[0], target)
     assert some.letterboxes[0] == letterbox
     assert some.cases[0] == dataset.cases[5]
@@ -205,5 +199,5 @@ def test_a_training_set_keeps_what_belongs_to_one_case_together(phantom):
 
 @needs_real_data
 def test_images_of_many_megapixels_load_at_their_own_size():
-    letterboxes = load(REAL_DATA / "native/Dataset", 256).letterboxes
+    letterboxes = load_cases(REAL_DATA / "native/Dataset", 256).letterboxes
     assert max(np.prod(letterbox.original_size) for letterbox in letterboxes) > 10_000_000

@@ -138,8 +138,10 @@ def test_a_budget_is_divided_by_the_rounds_of_folds(make_run, monkeypatch):
     config, run_dir = make_run("budget", n_folds=3, budget_minutes=6.0)
     given = []
     monkeypatch.setattr("ctseg.folds.read_history", lambda fold_dir: [])
-    monkeypatch.setattr("ctseg.folds.train_fold", lambda *arguments: given.append(arguments[2]))
-    monkeypatch.setattr("ctseg.folds._train_in_process", lambda *arguments: given.append(arguments[1]))
+    monkeypatch.setattr("ctseg.folds.train_fold", lambda *_, budget_seconds: given.append(budget_seconds))
+    monkeypatch.setattr(
+        "ctseg.folds._train_in_process", lambda *_, budget_seconds: given.append(budget_seconds)
+    )
     train_folds(config, run_dir)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     train_folds(config, run_dir)
@@ -191,9 +193,9 @@ def test_a_plain_threshold_scores_as_training_did(run, tmp_path):
     with torch.no_grad():
         for parameter in model.segmentation_head.parameters():
             parameter *= 1000
-    write_oof(tmp_path / "oof.npz", model, training_set.subset(own))
+    write_oof(tmp_path / "oof.npz", model, training_set.select(own))
     again = OutOfFold([tmp_path / "oof.npz"], training_set.cases).score(baseline)
-    assert np.allclose(again, evaluate_model(model, training_set.subset(own)), atol=0.01)
+    assert np.allclose(again, evaluate_model(model, training_set.select(own)), atol=0.01)
 
 
 def test_each_test_image_gets_its_own_prediction(run):

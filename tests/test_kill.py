@@ -253,7 +253,7 @@ def test_a_full_disk_is_a_clear_error_and_keeps_the_checkpoint(home, phantom, mo
     folder = open_run(config)
     filler = mounted / "filler"
     monkeypatch.setattr(
-        "ctseg.train.write_picture", lambda path, *_: fill(filler) if "epoch_3" in str(path) else None
+        "ctseg.train._write_picture", lambda path, *_: fill(filler) if "epoch_3" in str(path) else None
     )
     with pytest.raises(
         OSError, match="cannot write .*(No space left|file write failed|unexpected pos).*free space"
@@ -262,7 +262,7 @@ def test_a_full_disk_is_a_clear_error_and_keeps_the_checkpoint(home, phantom, mo
     assert len(torch.load(folder / "fold0" / "last.pth", weights_only=True)["history"]) == 2
     assert not list(folder.rglob(f"{PARTIAL}*"))
     filler.unlink()
-    monkeypatch.setattr("ctseg.train.write_picture", lambda *_: None)
+    monkeypatch.setattr("ctseg.train._write_picture", lambda *_: None)
     assert len(train_folds(config, folder)[0]) == 6
 
 

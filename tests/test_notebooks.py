@@ -77,7 +77,7 @@ def test_the_parameters_and_the_settings_are_tagged(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_cells_are_short_and_hold_no_logic_of_their_own(name):
     first = read(name).cells[0]
-    assert first.cell_type == "markdown" and "Artefact" in first.source
+    assert first.cell_type == "markdown" and "Artifact" in first.source
     for cell in code_cells(name):
         assert len(cell.source.splitlines()) <= 15
         for forbidden in ("def ", "class ", "sys.path", "!pip", "torch.load", "open("):
@@ -118,7 +118,7 @@ def run(workplace, small):
     return run_dir
 
 
-def test_the_notebooks_write_every_artefact_of_a_run(run):
+def test_the_notebooks_write_every_artifact_of_a_run(run):
     expected = ["config.json", "data_check.csv", "cases.csv", "round_trip.csv", "postprocess.json"]
     expected += ["submission.csv", "summary.json"]
     of_fold = ("best_unet_model.pth", "last.pth", "history.csv", "oof.npz", "val_outputs/epoch_2")

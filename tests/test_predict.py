@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import save_image, write_pair
+from conftest import load_cases, save_image, write_pair
 from PIL import Image
 from torch import nn
 
@@ -11,7 +11,6 @@ from ctseg.data import (
     SegmentationDataset,
     describe_mask,
     find_cases,
-    load_training_set,
     read_mask,
     read_mask_values,
 )
@@ -40,11 +39,6 @@ def make_constant_model(logit):
     nn.init.zeros_(model.segmentation_head.weight)
     nn.init.constant_(model.segmentation_head.bias, logit)
     return model
-
-
-def load_cases(root):
-    """The training cases below `root` in memory, 32 pixels wide."""
-    return load_training_set(SegmentationDataset(find_cases(root, "train"), EvalTransform(32)))
 
 
 def test_an_image_is_segmented_alike_alone_and_in_a_batch():

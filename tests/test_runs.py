@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from conftest import save_image, write_pair
 
 from ctseg.config import Config
@@ -112,23 +114,63 @@ def test_a_typo_is_refused_in_a_live_notebook_as_well():
         make_config(**read_parameters(notebook))
 
 
-def test_names_that_other_cells_make_are_ignored():
+def test_a_typo_that_was_corrected_is_refused_with_the_way_out():
+    notebook = run_cells("epochz = 3", "epochs = 3")
+    with pytest.raises(
+        ValueError, match="unknown parameter 'epochz'.*begin its name .*, or run 'del epochz'"
+    ):
+        make_config(**read_parameters(notebook))
+    del notebook["epochz"]
+    assert read_parameters(notebook) == {"epochs": 3}
+
+
+def test_other_variables_of_a_notebook_are_not_parameters():
     notebook = run_cells(
         "for fold in range(2):\n    total = fold",
         "names = sorted(['b', 'a'])",
-        "print\nn_folds = 5",
+        "print\nlimit = 5",
         "scores = [2 * value for value in (1, 2)]",
-        "import json\nseed = 3",
+        "import os as seed",
         PARAMETERS,
-        "width = total",
     )
-    assert {"fold", "total", "names", "n_folds", "scores", "seed", "width"} <= notebook.keys()
+    assert {"fold", "total", "names", "limit", "scores", "seed"} <= notebook.keys()
     assert read_parameters(notebook).keys() == {"preset", "epochs", "lr"}
 
 
-@pytest.mark.parametrize("cell", ["%matplotlib inline", "!ls\nseed = 3", "seed = = 3", "def"])
-def test_a_cell_that_is_not_python_is_skipped(cell):
-    assert read_parameters(run_cells(cell, "lr = 0.1")) == {"lr": 0.1}
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "lr = 0.1\nprint(lr)",
+        "import math\nlr = 0.1",
+        "lr = 0.1; lr",
+        "base = [0.05]\nlr = 2 * base[0]",
+        "lr = 0.2\nlr /= 2",
+        "# Parameters\nlr = 0.1",
+    ],
+)
+def test_a_setting_counts_in_whatever_cell_it_is_assigned(cell):
+    assert read_parameters(run_cells(cell))["lr"] == 0.1
+
+
+def test_one_print_in_the_parameters_cell_loses_nothing():
+    notebook = run_cells(PARAMETERS.replace("lr: float = None", "lr: float = 0.1") + "print(lr)")
+    assert read_parameters(notebook) == {"preset": "quick", "epochs": None, "lr": 0.1}
+
+
+MAGIC = "get_ipython().run_line_magic('matplotlib', 'inline')"  # as IPython keeps it
+
+
+@pytest.mark.parametrize("cell", ["seed = = 3", "def", MAGIC])
+def test_a_cell_that_failed_or_is_a_magic_is_skipped(cell):
+    assert read_parameters({"lr": 0.1, "seed": 3, "In": [cell, "lr = 0.1"]}) == {"lr": 0.1}
+
+
+def test_a_stored_setting_of_another_version_is_said_so(tmp_path):
+    run_dir = open_run(make_config(run="old"))
+    stored = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps(stored | {"turn": 0.5}))
+    with pytest.raises(ValueError, match="config.json has the setting 'turn', which this version"):
+        make_config_of_run(run="old")
 
 
 def test_a_default_run_is_named_by_its_settings_not_its_fold():
@@ -203,3 +245,23 @@ def test_the_window_of_16_bit_images_comes_from_training_images(tiny):
     low, high = make_dataset(config, "test").window
     assert 1000 < low < 1030 and 2970 < high < 3000
     assert make_dataset(make_config(data_root=str(tiny), window_low=7), "test").window == (7, high)
+
+
+RESNET = Config(encoder="resnet18", weights="default", width=4)
+
+
+def test_offline_default_weights_say_how_to_get_them_on_kaggle(hub):
+    with pytest.raises(FileNotFoundError) as caught:
+        make_network(RESNET)
+    places = ("resnet18-f37072fd.pth", str(hub), "/kaggle/input", "network is unreachable")
+    for text in (*places, "pass weights", "on Kaggle turn the internet on", "dataset_sources"):
+        assert text in str(caught.value)
+
+
+def test_default_weights_that_are_attached_are_the_networks(hub, monkeypatch, tmp_path):
+    backbone = torchvision.models.resnet18()
+    folder = tmp_path / "input" / "models" / "mine"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("ctseg.runs.KAGGLE_INPUT", tmp_path / "input")
+    torch.save(backbone.state_dict(), folder / "resnet18-f37072fd.pth")
+    assert torch.equal(make_network(RESNET).encoder.features.conv1.weight, backbone.conv1.weight)

@@ -2,17 +2,10 @@
 
 import numpy as np
 import pytest
-from conftest import write_pair
+from conftest import load_cases, write_pair
 from PIL import Image
 
-from ctseg.data import SegmentationDataset, TrainingSet, find_cases, load_training_set
 from ctseg.split import find_duplicates, make_folds, make_thumbnail, normalize, split_cases
-from ctseg.transforms import EvalTransform
-
-
-def load(root, size: int = 32) -> TrainingSet:
-    """The training images of a data root in memory, at `size` pixels."""
-    return load_training_set(SegmentationDataset(find_cases(root, "train"), EvalTransform(size)))
 
 
 def test_folds_have_like_sizes_and_areas_and_keep_groups_together():
@@ -35,22 +28,22 @@ def test_more_folds_than_images_is_an_error():
 @pytest.mark.parametrize("split", ["random", "stratified"])
 @pytest.mark.parametrize("n_folds", [1, 4])
 def test_every_case_is_in_one_of_like_folds_and_one_means_a_tenth(phantom, split, n_folds):
-    sizes = np.bincount(split_cases(load(phantom), n_folds=n_folds, split=split, seed=0))
+    sizes = np.bincount(split_cases(load_cases(phantom), n_folds=n_folds, split=split, seed=0))
     assert sizes.sum() == 24
     assert sizes.tolist() == [6] * 4 if n_folds > 1 else sizes[0] in (2, 3)
 
 
 def test_three_images_can_be_split_and_a_single_one_cannot(phantom):
-    training_set = load(phantom)
-    three = training_set.subset(range(3))
+    training_set = load_cases(phantom)
+    three = training_set.select(range(3))
     assert sorted(split_cases(three, n_folds=1, split="stratified", seed=0)) == [0, 1, 2]
     with pytest.raises(ValueError, match="1 distinct images cannot be split into 2 folds"):
-        split_cases(training_set.subset([0]), n_folds=1, split="random", seed=0)
+        split_cases(training_set.select([0]), n_folds=1, split="random", seed=0)
 
 
 def test_the_folds_do_not_depend_on_the_target_size(phantom):
     def folds(size):
-        return split_cases(load(phantom, size), n_folds=5, split="stratified", seed=0).tolist()
+        return split_cases(load_cases(phantom, size), n_folds=5, split="stratified", seed=0).tolist()
 
     assert folds(32) == folds(96)
 
@@ -59,7 +52,7 @@ def test_duplicates_are_never_split(tiny):
     original = np.asarray(Image.open(tiny / "Train/Image/case_0.png"))
     for copy in range(8):
         write_pair(tiny, f"copy_{copy}", original, np.zeros((30, 40), np.uint8))
-    training_set = load(tiny)
+    training_set = load_cases(tiny)
     names = [case.image_id for case in training_set.cases]
     alike = [i for i, name in enumerate(names) if name.startswith("copy") or name == "case_0"]
     folds = split_cases(training_set, n_folds=4, split="stratified", seed=0)

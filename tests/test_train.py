@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import Program
+from conftest import Program, load_cases
 
 from ctseg.config import Config
-from ctseg.data import SegmentationDataset, find_cases, load_training_set, read_mask
+from ctseg.data import read_mask
 from ctseg.explore import round_trip_dice
 from ctseg.files import lock_folder, read_csv
 from ctseg.model import load_weights, make_model
@@ -31,7 +31,6 @@ from ctseg.train import (
     split_steps,
     train_model,
 )
-from ctseg.transforms import EvalTransform
 
 SETTINGS = {
     "epochs": 3,
@@ -44,14 +43,9 @@ SETTINGS = {
 }
 
 
-def load_phantom(root):
-    """The phantom's training cases in memory, 32 pixels wide."""
-    return load_training_set(SegmentationDataset(find_cases(root, "train"), EvalTransform(32)))
-
-
 @pytest.fixture(scope="module")
 def training_set(phantom):
-    return load_phantom(phantom)
+    return load_cases(phantom)
 
 
 def make_learner(config, width=4):
@@ -68,10 +62,8 @@ def train(training_set, fold_dir, *, seed=(7, 0), budget_seconds=None, width=4, 
     learner = make_learner(config, width)
     for group in learner.optimizer.param_groups if lr else ():
         group["lr"] = lr
-    train, validation = training_set.subset(range(12)), training_set.subset(range(12, 17))
-    history = train_model(
-        learner, train, validation, fold_dir, config, seed=seed, budget_seconds=budget_seconds
-    )
+    train, validation = training_set.select(range(12)), training_set.select(range(12, 17))
+    history = train_model(learner, train, validation, fold_dir, seed=seed, budget_seconds=budget_seconds)
     return learner.model, history
 
 
@@ -94,17 +86,17 @@ def without_seconds(history):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
 
 
-def test_a_network_can_learn_one_batch_by_heart(training_set, tmp_path):
-    batch = training_set.subset(range(4))
+def test_a_network_overfits_one_batch(training_set, tmp_path):
+    batch = training_set.select(range(4))
     config = Config(epochs=120, batch_size=4, lr=1e-2, schedule="one_cycle", flip=0.0, rot90=0.0)
     torch.manual_seed(0)
     learner = Learner(make_model(width=8, depth=2), config)
-    history = train_model(learner, batch, batch, tmp_path, config, seed=(0,))
+    history = train_model(learner, batch, batch, tmp_path, seed=(0,))
     assert history[-1]["dice"] > 0.8 and history[-1]["bce"] < 0.05  # soft targets keep Dice below 1
     assert history[-1]["val_dice"] > 0.9  # at native size, from 32 pixels
 
 
-def test_each_epoch_leaves_a_row_pictures_and_the_best_weights(training_set, tmp_path):
+def test_each_epoch_writes_a_row_pictures_and_the_best_weights(training_set, tmp_path):
     _, history = train(training_set, tmp_path)
     assert list(history[0]) == ["epoch", "dice", "bce", "loss", "lr", "val_dice", "seconds"]
     rows = read_csv(tmp_path / "history.csv")
@@ -116,7 +108,7 @@ def test_each_epoch_leaves_a_row_pictures_and_the_best_weights(training_set, tmp
     best = max(history, key=lambda row: row["val_dice"])
     model = make_model(width=4, depth=2)
     load_weights(model, tmp_path / "best_unet_model.pth")
-    scores = evaluate_model(model, training_set.subset(range(12, 17)))
+    scores = evaluate_model(model, training_set.select(range(12, 17)))
     assert scores.mean() == pytest.approx(best["val_dice"], abs=1e-6)
 
 
@@ -149,7 +141,7 @@ import os, signal, sys
 from pathlib import Path
 import ctseg.train as train
 import test_train
-training_set = test_train.load_phantom(Path(sys.argv[1]))
+training_set = test_train.load_cases(Path(sys.argv[1]))
 evaluate, calls = train.evaluate_model, []
 def stop_at_the_second(*args, **kwargs):
     calls.append(1)
@@ -183,7 +175,7 @@ def test_a_finished_run_returns_its_history_at_once(training_set, tmp_path):
 def test_a_budget_gives_a_number_of_steps_for_the_schedule(training_set, tmp_path, monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
 
-    def take_15_seconds(*_):
+    def take_15_seconds(*_, **__):
         clock.now += 15
         return 1.0, 1.0  # of a step, of a validation
 
@@ -193,10 +185,8 @@ def test_a_budget_gives_a_number_of_steps_for_the_schedule(training_set, tmp_pat
     # (0.95 * 27 - 15 - 1) / (1 + 1 / 3) = 7.2, in 3 + 3 + 1 steps of 4 of the 12 images
     assert len(history) == 3 and read_last(tmp_path)["total_steps"] == 7
     assert history[-1]["lr"] < 0.1 * SETTINGS["lr"]
-    monkeypatch.setattr(
-        "ctseg.train._time_pace", lambda *_: (0.01, 0.01)
-    )  # now 1000 steps and more would fit
-    # Fitted once, kept on resume.
+    # Now 1000 steps and more would fit; but they are fitted once, and kept on resume.
+    monkeypatch.setattr("ctseg.train._time_pace", lambda *_, **__: (0.01, 0.01))
     assert train(training_set, tmp_path, epochs=None, budget_seconds=27.0)[1] == history
 
 
@@ -208,7 +198,7 @@ def make_ticking_clock(seconds):
 
 def test_a_run_far_over_its_budget_stops_with_its_checkpoint(training_set, tmp_path, monkeypatch):
     monkeypatch.setattr("ctseg.train.time", make_ticking_clock(50.0))  # so an epoch takes 50 s
-    monkeypatch.setattr("ctseg.train._time_pace", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr("ctseg.train._time_pace", lambda *_, **__: (1.0, 1.0))
     monkeypatch.setattr("ctseg.train.fit_steps", lambda *_, **__: 9)
     message = "100 s spent of a budget of 10 s, epoch 2 of 3; raise budget_minutes"
     with pytest.raises(TimeoutError, match=message):
@@ -216,7 +206,7 @@ def test_a_run_far_over_its_budget_stops_with_its_checkpoint(training_set, tmp_p
     assert len(read_last(tmp_path)["history"]) == 2
 
 
-def test_the_pace_is_that_of_a_copy_that_learns_in_vain(training_set, monkeypatch):
+def test_the_pace_is_timed_on_a_copy(training_set, monkeypatch):
     learner, calls = make_learner(Config(**SETTINGS)), []
     before = {name: values.clone() for name, values in learner.model.state_dict().items()}
     step, evaluate = Learner.step, evaluate_model
@@ -225,12 +215,12 @@ def test_the_pace_is_that_of_a_copy_that_learns_in_vain(training_set, monkeypatc
         "ctseg.train.evaluate_model", lambda *args: calls.append(len(args[1])) or evaluate(*args)
     )
     monkeypatch.setattr("ctseg.train.time", make_ticking_clock(1.0))
-    pace = partial(_time_pace, learner, training_set.subset(range(12)), batch_size=4)
+    pace = partial(_time_pace, learner, training_set.select(range(12)))
     # A step takes 1 s, the validation of all 5 images 1 s.
-    assert pace(training_set.subset(range(12, 17)), max_seconds=5.0) == (1.0, 1.0)
+    assert pace(training_set.select(range(12, 17)), max_seconds=5.0) == (1.0, 1.0)
     assert calls == 5 * ["step"] + [5, 5]
     # Of 64 images 32 are timed.
-    assert pace(training_set.subset(64 * [0]), max_seconds=0.0) == (1.0, 2.0)
+    assert pace(training_set.select(64 * [0]), max_seconds=0.0) == (1.0, 2.0)
     assert calls[7:] == 4 * ["step"] + [32, 32]
     assert same(before, learner.model.state_dict())
 
@@ -252,13 +242,14 @@ def test_the_pace_is_that_of_a_copy_that_learns_in_vain(training_set, monkeypatc
 def test_steps_that_fit_are_counted_with_their_validation(
     budget, step, validation, spent, steps_per_epoch, steps
 ):
-    assert fit_steps(budget, step, validation, spent=spent, steps_per_epoch=steps_per_epoch) == steps
+    pace = {"step_seconds": step, "validation_seconds": validation, "steps_per_epoch": steps_per_epoch}
+    assert fit_steps(budget, spent=spent, **pace) == steps
 
 
 @pytest.mark.parametrize(
     ("total_steps", "steps_per_epoch", "steps"), [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (1, 3, [1])]
 )
-def test_the_last_epoch_has_what_is_left_of_the_steps(total_steps, steps_per_epoch, steps):
+def test_the_last_epoch_has_the_remaining_steps(total_steps, steps_per_epoch, steps):
     assert split_steps(total_steps, steps_per_epoch) == steps
 
 
@@ -268,7 +259,7 @@ def test_the_last_epoch_has_what_is_left_of_the_steps(total_steps, steps_per_epo
 def test_far_over_budget_is_an_error_that_says_how_far(seconds, spent, epoch):
     message = f"fold0: {spent} s spent of a budget of 10 s, epoch {epoch} of 3; raise budget_minutes"
     with pytest.raises(TimeoutError, match=message):
-        check_budget([{"seconds": value} for value in seconds], 3, 10.0, name="fold0")
+        check_budget([{"seconds": value} for value in seconds], n_epochs=3, budget_seconds=10.0, name="fold0")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +275,7 @@ def test_far_over_budget_is_an_error_that_says_how_far(seconds, spent, epoch):
 )
 def test_finished_unlimited_or_nearly_in_time_is_not_an_error(seconds, n_epochs, budget_seconds):
     history = [{"seconds": value} for value in seconds]
-    assert check_budget(history, n_epochs, budget_seconds, name="fold0") is None
+    assert check_budget(history, n_epochs=n_epochs, budget_seconds=budget_seconds, name="fold0") is None
 
 
 def test_of_epochs_and_budget_the_shorter_counts(training_set, tmp_path):
@@ -375,13 +366,13 @@ def test_checkpoints_of_another_architecture_are_refused(training_set, tmp_path)
 
 def test_validation_is_per_image_and_in_any_order(training_set):
     model = make_model(width=4, depth=2)
-    scores = evaluate_model(model, training_set.subset(range(6)))
-    backwards = evaluate_model(model, training_set.subset(range(5, -1, -1)))
+    scores = evaluate_model(model, training_set.select(range(6)))
+    backwards = evaluate_model(model, training_set.select(range(5, -1, -1)))
     assert scores.shape == (6,) and np.allclose(scores, backwards[::-1], atol=1e-4)
 
 
 def test_validation_scores_each_image_by_itself_after_the_undo(training_set):
-    some = training_set.subset(range(4))
+    some = training_set.select(range(4))
 
     class Known(torch.nn.Module):
         """Its probabilities are the soft targets: what a perfect network would give."""

@@ -1,4 +1,4 @@
-"""Figures of this machine: `make bench`, on your data `make bench DATA=… PRESET=… ARGS="-p name value"`.
+"""Times of this machine: `make bench`, on your data `make bench DATA=… PRESET=… ARGS="-p name value"`.
 
 Every time is the median of three; times to compare are taken in turn in the same run. The table of Dice
 against training seconds comes from fold 0 trained anew for each of `--minutes`, the schedule fitted to it:
@@ -118,7 +118,7 @@ def bench_training(config: Config, minutes: list[float], run_dir: Path) -> None:
     figure, (axis,) = new_axes(1, columns=1, size=6, height=4)
     for budget in minutes:
         with tempfile.TemporaryDirectory() as scratch:
-            train_fold(config, Path(scratch), 60 * budget, training_set, fold_of_case, 0)
+            train_fold(config, Path(scratch), training_set, fold_of_case, 0, budget_seconds=60 * budget)
             history = read_history(Path(scratch) / "fold0")
         seconds = np.cumsum([row["seconds"] for row in history])
         row = {"minutes": budget, "seconds": float(seconds[-1]), "epochs": len(history)}
