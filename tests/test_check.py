@@ -344,7 +344,7 @@ def test_each_kind_of_damage_is_in_the_table_with_a_remedy(root, kind):
 
 
 @pytest.mark.parametrize("kind", HARMLESS)
-def test_what_is_not_an_error_does_not_stop_a_run(root, kind):
+def test_warnings_and_notes_do_not_stop_a_run(root, kind):
     *_, damage = DAMAGE[kind]
     damage(root)
     dataset = SegmentationDataset(find_cases(root, "train"), EvalTransform(32))
@@ -377,7 +377,7 @@ def test_random_bytes_crash_nothing_and_the_unreadable_is_an_error(root, monkeyp
     assert len(unreadable) > 5 and reported == unreadable
 
 
-def test_what_is_said_of_many_files_is_said_once_errors_first(root):
+def test_rows_alike_are_joined_and_errors_come_first(root):
     for path in (root / "Train" / "Mask").iterdir():
         save(root, path, load(root, path) // 255 * 254)
     (root / "Test" / "Image" / "x.dcm").write_bytes(b"")

@@ -99,7 +99,7 @@ def test_explicit_epochs_or_budget_replace_the_other_preset():
     assert (both.epochs, both.budget_minutes) == (2, 3)
 
 
-def test_stored_settings_stand_where_a_notebook_only_has_defaults():
+def test_stored_settings_count_where_a_notebook_has_defaults():
     stored = asdict(Config(lr=0.5))
     given = {"preset": "quick", "data_root": "", "run": "a", "lr": None, "seed": 3}
     assert fill_settings(given, stored) == stored | {"run": "a", "seed": 3}

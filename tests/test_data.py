@@ -141,7 +141,7 @@ def test_a_large_jpeg_is_decoded_small_but_its_size_remembered(tmp_path):
     assert image.shape == (3, 256, 256) and letterbox.original_size == (1200, 1600)
 
 
-def test_a_truncated_file_is_named_and_stands_in_the_table(tiny):
+def test_a_truncated_file_is_named_and_is_in_the_table(tiny):
     (tiny / "Train/Image/case_1.png").unlink()
     path = save_image(tiny / "Train/Image/case_1.jpg", RGB)
     path.write_bytes(path.read_bytes()[:-200])
@@ -168,7 +168,7 @@ def test_every_kind_of_mask_is_told_apart_and_read(tmp_path, values, kind, area)
     assert mask.dtype == bool and mask.sum() == area
 
 
-def test_several_labels_are_refused_and_stand_in_the_table(tiny):
+def test_several_labels_are_refused_and_are_in_the_table(tiny):
     save_image(tiny / "Train/Mask/case_1.png", LABELS)
     save_image(tiny / "Train/Mask/case_2.png", SOFT)
     save_image(tiny / "Train/Mask/case_3.png", EMPTY)

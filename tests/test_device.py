@@ -52,9 +52,21 @@ def test_autocast_computes_in_the_precision_asked_for(dtype):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def test_a_gpu_that_cannot_run_this_pytorch_is_named(monkeypatch):
-    assert "no GPU" in check_gpus() or torch.cuda.is_available()
+def test_without_a_gpu_the_check_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert check_gpus().startswith("WARNING: no GPU, so ")
 
+
+def test_gpus_that_work_are_counted_and_named(monkeypatch):
+    rand = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *size, device: rand(*size))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda gpu: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert check_gpus() == "2 x Tesla T4"
+
+
+def test_a_gpu_that_cannot_run_this_pytorch_is_named(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no kernel image is available for execution on the device")
 

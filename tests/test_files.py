@@ -17,7 +17,7 @@ from ctseg.files import (
 )
 
 
-def test_what_cannot_be_written_is_said_and_replaces_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_is_reported_and_replaces_nothing(tmp_path, monkeypatch):
     write_text("before", tmp_path / "a.txt")
     full = OSError(28, "No space left on device")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(full))
@@ -52,7 +52,7 @@ def test_a_folder_is_held_by_one_writer_until_it_is_done(tmp_path):
         pass
 
 
-def test_a_new_writer_removes_what_a_killed_one_left_half_written(tmp_path):
+def test_a_new_writer_removes_half_written_files(tmp_path):
     (tmp_path / ".partial-1-last.pth").write_bytes(b"half")
     (tmp_path / "last.pth").write_bytes(b"whole")
     with lock_folder(tmp_path):

@@ -7,7 +7,17 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from ctseg.plots import new_axes, plot_batch, plot_cases, plot_gains, plot_history, table
+from ctseg.plots import (
+    new_axes,
+    plot_batch,
+    plot_cases,
+    plot_colors,
+    plot_distributions,
+    plot_gains,
+    plot_history,
+    plot_scores,
+    table,
+)
 
 
 def draw(figure) -> None:
@@ -108,3 +118,25 @@ def test_a_history_is_drawn_in_one_color_per_fold():
     assert [line.get_linestyle() for line in scores.lines] == ["-", "--"] * 2
     assert [text.get_text() for text in rates.get_legend().get_texts()] == ["fold 0", "fold 3"]
     assert list(losses.lines[1].get_ydata()) == [2, 1] and list(rates.lines[0].get_xdata()) == [1, 2]
+
+
+ROW = {"width": 40, "height": 30, "aspect": 0.75, "mask_area": 0.1}
+ROW |= {f"{statistic}_{channel}": 5.0 for statistic in ("mean", "std") for channel in "rgb"}
+
+
+def test_descriptions_are_drawn_as_histograms_of_all_rows():
+    figure = plot_distributions([ROW, ROW | {"width": 80}])
+    assert [sum(bar.get_height() for bar in axis.patches) for axis in figure.axes] == [2, 2, 2, 2]
+    assert figure.axes[0].get_xlabel() == "width, pixels"
+    draw(figure)
+    colors = plot_colors([ROW, ROW])
+    assert [len(axis.get_legend().get_texts()) for axis in colors.axes] == [3, 3]
+    draw(colors)
+
+
+def test_scores_are_drawn_with_their_mean():
+    figure = plot_scores(np.array([0.2, 0.4]))
+    (axis,) = figure.axes
+    assert sum(bar.get_height() for bar in axis.patches) == 2
+    assert axis.lines[0].get_xdata()[0] == pytest.approx(0.3)
+    draw(figure)

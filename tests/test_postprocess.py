@@ -144,7 +144,7 @@ def test_a_gain_that_could_be_chance_is_not_a_gain():
     assert (fill["better"], fill["worse"]) == (12, 8)
 
 
-def test_each_fold_is_scored_with_what_the_others_choose():
+def test_each_fold_is_scored_with_the_choice_of_the_others():
     # Filling helps in fold 0 and hurts in fold 1: each fold gets what is right for the other.
     score_each = make_scorer([FILLED] * 20 + [RING] * 20)
     folds = np.repeat([0, 1], 20)

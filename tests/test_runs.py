@@ -197,7 +197,7 @@ def test_the_config_file_of_a_run_reproduces_it_as_parameters():
     assert asdict(again) == asdict(config)
 
 
-def test_notebook_04_takes_what_is_not_given_from_the_run():
+def test_notebook_04_takes_missing_values_from_the_run():
     open_run(make_config(preset="baseline", run="a", epochs=2, lr=0.5))
     config = make_config_of_run(preset="quick", data_root="", run="a", lr=None)
     assert (config.preset, config.width, config.epochs, config.lr) == ("baseline", 64, 2, 0.5)
@@ -205,7 +205,7 @@ def test_notebook_04_takes_what_is_not_given_from_the_run():
         open_run(make_config_of_run(run="a", lr=0.1))
 
 
-def test_a_new_run_takes_what_is_not_given_from_its_preset():
+def test_a_new_run_takes_missing_values_from_its_preset():
     assert asdict(make_config_of_run(run="b", lr=0.1)) == asdict(make_config(run="b", lr=0.1))
     assert asdict(make_config_of_run(run="")) == asdict(make_config(run=""))
 

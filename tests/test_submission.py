@@ -157,6 +157,12 @@ def damage(rng: np.random.Generator, numbers: list[int], size: int) -> None:
                 numbers[place] += int(rng.integers(-2, 3))
 
 
+def test_an_empty_mask_is_written_as_the_contest_says(monkeypatch):
+    monkeypatch.setattr("ctseg.submission.EMPTY_MASK", "-1")
+    assert encode_rle(np.zeros((2, 3), bool)) == "-1" and encode_rle(DRAWN) == "2 3"
+    assert not decode_rle("-1", (2, 3)).any()
+
+
 @pytest.mark.fuzz
 def test_codes_are_those_of_an_independent_implementation():
     rng = np.random.default_rng(20)

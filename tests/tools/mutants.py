@@ -241,6 +241,15 @@ FAULTS = [
         'yield case.image_id, read_mask(folder / f"{cases[0].image_id}.png")',
     ),
     ("a change of the augmentation left out", "augment", "1 + self.color *", "1 + 0 *"),
+    ("the variable that names the data ignored", "paths", 'os.environ.get("CTSEG_DATA", "")', '""'),
+    ("the early threshold left out", "explore", "    if early:\n", "    if False:\n"),
+    ("bfloat16 where a GPU only emulates it", "device", ">= (8, 0)", ">= (7, 5)"),
+    (
+        "one stream for all random draws",
+        "seeds",
+        "np.random.SeedSequence(key)",
+        "np.random.SeedSequence(key[0])",
+    ),
 ]
 
 
