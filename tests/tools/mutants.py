@@ -16,7 +16,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Tests of these start programs, or say nothing of a fault.
-SLOW = {"bench", "build", "client", "kernel", "kill", "map", "notebooks"}
+SLOW = {"bench", "build", "client", "kernel", "kill", "map", "mutants", "notebooks"}
 FAULTS = [
     (
         "RLE off by one",
@@ -67,8 +67,8 @@ FAULTS = [
     (
         "threshold before the resize, in prediction",
         "postprocess",
-        "full = make_probability(probability, letterbox, chosen.smoothing)",
-        "full = 2.0 * (letterbox.undo((probability > chosen.threshold).astype(np.float32)) > 0.5)",
+        "full = make_probability(probability, letterbox, steps.smoothing)",
+        "full = 2.0 * (letterbox.undo((probability > steps.threshold).astype(np.float32)) > 0.5)",
     ),
     (
         "threshold before the resize, in validation",
@@ -79,8 +79,8 @@ FAULTS = [
     (
         "train/validation leak",
         "folds",
-        "training_set.subset(np.flatnonzero(fold_of_case != fold))",
-        "training_set.subset(np.flatnonzero(fold_of_case >= 0))",
+        "training_set.select(np.flatnonzero(fold_of_case != fold))",
+        "training_set.select(np.flatnonzero(fold_of_case >= 0))",
     ),
     (
         "near-duplicates split",
@@ -109,7 +109,7 @@ FAULTS = [
         "        learner.scheduler.step()\n",
         "        batch or learner.scheduler.step()\n",
     ),
-    ("last weights used as best", "train", "if find_kept(history, keep) is row", "if True"),
+    ("last weights used as best", "train", "if find_kept(history, learner.config.keep) is row", "if True"),
     ("best weights used as last", "train", 'if keep == "last" else max(', "if False else max("),
     ("gradients added up", "train", "        self.optimizer.zero_grad(set_to_none=True)\n", ""),
     ("norms and biases decayed", "train", "if p.ndim > 1]", "if p.ndim > 0]"),
@@ -199,14 +199,14 @@ FAULTS = [
     (
         "post-processing applied though it hurt",
         "postprocess",
-        "        if not helpful:\n            return start",
-        "        if not helpful:\n            return replace(start, keep_largest_component=True)",
+        "        if not helpful:\n            return current",
+        "        if not helpful:\n            return replace(current, keep_largest_component=True)",
     ),
     (
         "a choice scored on the cases that made it",
         "postprocess",
-        "choose_postprocess(score_each, start, folds != fold)",
-        "choose_postprocess(score_each, start, folds == fold)",
+        "choose_postprocess(score_each, baseline, folds != fold)",
+        "choose_postprocess(score_each, baseline, folds == fold)",
     ),
     (
         "programs in a weights file run",
@@ -240,7 +240,7 @@ FAULTS = [
         'yield case.image_id, read_mask(folder / f"{case.image_id}.png")',
         'yield case.image_id, read_mask(folder / f"{cases[0].image_id}.png")',
     ),
-    ("a change of the augmentation left out", "augment", "1 + self.color *", "1 + 0 *"),
+    ("a change of the augmentation left out", "augment", "1 + self.strength.color *", "1 + 0 *"),
     ("the variable that names the data ignored", "paths", 'os.environ.get("CTSEG_DATA", "")', '""'),
     ("the early threshold left out", "explore", "    if early:\n", "    if False:\n"),
     ("bfloat16 where a GPU only emulates it", "device", ">= (8, 0)", ">= (7, 5)"),
