@@ -7,8 +7,8 @@ VENV ?= .venv
 DATA ?= phantom
 RUN ?= $(if $(filter phantom,$(DATA)),phantom,$(error RUN=name is required with DATA=))
 PRESET ?= quick
-# Not the copies that Jupyter makes, such as 03_train-Copy1.
-NOTEBOOKS := $(filter-out $(wildcard notebooks/*-*.ipynb), $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb)))
+# Not the copies that people make, such as "03_train-Copy1" or "03_train (copy)".
+NOTEBOOKS := $(shell ls notebooks | grep -xE '[0-9][0-9]_[A-Za-z0-9_]+\.ipynb')
 PYTHON = $(VENV)/bin/python
 PAPERMILL = $(VENV)/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
 PARAMETERS = -p preset $(PRESET) -r data_root "$(DATA)" -r run "$(RUN)" $(ARGS)
@@ -21,7 +21,7 @@ export PYTHONPATH := $(CURDIR)
 export GOMP_SPINCOUNT ?= 10000
 
 help: # this list
-	@awk -F ':.*## ' '/^##@ / {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^##@ / {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Every day
 
@@ -34,9 +34,9 @@ $(VENV)/.ctseg: pyproject.toml
 
 run: setup ## all notebooks on DATA (or the phantom) into runs/RUN; PRESET=quick|baseline|strong ARGS="-p lr 0.001"
 	mkdir -p "runs/$(RUN)"
-	set -o pipefail; for path in $(NOTEBOOKS); do \
-	    $(PAPERMILL) $$path "runs/$(RUN)/running.ipynb" $(PARAMETERS) | cat || exit 1; \
-	    mv "runs/$(RUN)/running.ipynb" "runs/$(RUN)/$$(basename $$path)"; done
+	set -o pipefail; for name in $(NOTEBOOKS); do \
+	    $(PAPERMILL) notebooks/$$name "runs/$(RUN)/running.ipynb" $(PARAMETERS) | cat || exit 1; \
+	    mv "runs/$(RUN)/running.ipynb" "runs/$(RUN)/$$name"; done
 	$(PYTHON) -m ctseg.report "runs/$(RUN)"
 
 check: setup ## what is wrong with DATA, and what to do about it

@@ -197,7 +197,7 @@ def check_names(names: Iterable[str], hint: str = "") -> None:
     """Raise ValueError at the first name that is not a setting's; `hint` ends the message."""
     for name in names:
         if name not in NAMES:
-            close = difflib.get_close_matches(name, NAMES, n=1)
+            close = difflib.get_close_matches(str(name), NAMES, n=1)
             meant = f", did you mean {close[0]!r}?" if close else ""
             expected = f"expected one of {', '.join(NAMES)}"
             raise ValueError(f"unknown parameter {name!r}{meant}; {expected}{hint.format(name=name)}")

@@ -1,5 +1,7 @@
 """Scores: Dice of each image at the image's own size, and intervals for their mean."""
 
+import math
+
 import numpy as np
 from scipy.stats import bootstrap
 
@@ -32,9 +34,11 @@ def dice_score(pred_mask: np.ndarray, true_mask: np.ndarray) -> float:
 def bootstrap_interval(scores: np.ndarray) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of `scores` (N,); of differences, it is paired.
 
-    A single score gives an interval of width 0. The resampling is seeded: the same scores, the same interval.
+    A single score gives an interval of width 0, none gives NaN. The resampling is seeded: the same scores,
+    the same interval.
     """
-    if len(scores) == 1:  # SciPy refuses one
-        return float(scores[0]), float(scores[0])
+    if len(scores) < 2:  # SciPy refuses so few
+        only = float(scores[0]) if len(scores) else math.nan
+        return only, only
     resampled = bootstrap((np.asarray(scores, float),), np.mean, n_resamples=2000, method="percentile", rng=0)
     return tuple(map(float, resampled.confidence_interval))

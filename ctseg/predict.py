@@ -76,17 +76,28 @@ def predict_masks(
 
 
 def write_masks(predictions: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
-    """Write each (image_id, mask), bool (H, W), as `folder/<image_id>.png` of 0 and 255, one at a time."""
+    """Write each (image_id, mask), bool (H, W), as `folder/<image_id>.png` of 0 and 255, one at a time.
+
+    Masks of an earlier prediction are removed first.
+
+    Raises:
+        ValueError: an image_id is repeated, or on this disk the same file as another one.
+    """
     with lock_folder(folder):
+        for path in folder.glob("*.png"):
+            path.unlink()
         for image_id, mask in predictions:
-            with atomic_path(folder / f"{image_id}.png") as partial:
+            path = folder / f"{image_id}.png"
+            if path.exists():
+                raise ValueError(f"prediction for {image_id!r}, which is repeated; expected each image once")
+            with atomic_path(path) as partial:
                 Image.fromarray(mask).convert("L").save(partial)
 
 
-def read_masks(folder: Path, cases: Sequence[Case]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (image_id, mask), bool (H, W), of each case as `write_masks` wrote it."""
-    for case in cases:
-        yield case.image_id, read_mask(folder / f"{case.image_id}.png")
+def read_masks(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (image_id, mask), bool (H, W), of all masks that `write_masks` wrote."""
+    for path in sorted(folder.glob("[!.]*.png")):
+        yield path.stem, read_mask(path)
 
 
 def score_masks(folder: Path, true_masks: Path) -> dict[str, float]:

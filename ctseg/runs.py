@@ -1,8 +1,10 @@
 """A run: from parameters to its config, its folder, its data set and its network."""
 
 import ast
+import difflib
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,39 +23,55 @@ _HINT = "; if it is a variable of the notebook, begin its name with an underscor
 
 
 def read_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a notebook's parameters from its `globals()`: public names that hold plain data.
+    """Read a notebook's parameters from its `globals()`: the settings among its variables of plain data.
 
-    In a live notebook these are the settings that any cell sets by an assignment of its own (not in a loop,
-    nor by an import), and every name of the cells that do nothing but set names to literals: the parameters
-    cell, the cell that papermill injects. So a typo there is found, and other variables of the notebook are
-    let alone. Without IPython's list of cells, every public name that holds plain data counts.
+    Other variables are let alone, unless they look like a misspelled setting: those of a parameters cell (one
+    that papermill injects, or that sets a setting and does little else), and those with a name close to a
+    setting's that a cell sets to a literal. Without IPython's list of cells every close name is taken for
+    one.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: a name that is not a setting's.
     """
     hidden = ("_", "PAPERMILL_")
     public = {name: value for name, value in namespace.items() if not name.startswith(hidden)}
-    parameters = {name: value for name, value in public.items() if isinstance(value, _PLAIN)}
-    if "In" in namespace:
-        names = set().union(*map(_find_parameters, namespace["In"]))
-        parameters = {name: value for name, value in parameters.items() if name in names}
-    check_names(parameters, hint=_HINT)
-    return parameters
+    plain = {name: value for name, value in public.items() if isinstance(value, _PLAIN)}
+    cells = namespace.get("In")
+    if isinstance(cells, list) and all(isinstance(cell, str) for cell in cells):
+        declared = set().union(*map(_find_declared, cells))
+    else:
+        declared = {name for name in plain if _is_close(name)}
+    check_names(sorted(declared & plain.keys()), hint=_HINT)
+    return {name: value for name, value in plain.items() if name in NAMES}
 
 
-def _find_parameters(cell: str) -> set[str]:
-    """The names that a cell sets as parameters: those of settings, and all names if it only sets literals."""
+def _find_declared(cell: str) -> set[str]:
+    """The names that a cell sets as parameters; see `read_parameters`."""
     try:
-        statements = ast.parse(cell).body
-    except SyntaxError:  # IPython keeps cells that failed to parse
+        with warnings.catch_warnings(action="ignore"):
+            statements = ast.parse(cell).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # IPython keeps cells that failed to parse
         return set()
-    assignments = [s for s in statements if isinstance(s, ast.Assign | ast.AnnAssign | ast.AugAssign)]
+    assignments = [statement for statement in statements if not isinstance(statement, ast.Expr)]
+    if not all(isinstance(statement, ast.Assign | ast.AnnAssign) for statement in assignments):
+        return set()
     nodes = [node for statement in assignments for node in ast.walk(statement)]
     names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    values = [node for s in assignments if s.value for node in ast.walk(s.value)]
-    used = {node.id for node in values if isinstance(node, ast.Name)}
-    only_literals = len(assignments) == len(statements) and used <= {"float"}  # papermill's float('inf')
-    return names if only_literals else names & set(NAMES)
+    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    close = set(filter(_is_close, names))
+    if names & set(NAMES) or cell.startswith("# Parameters"):  # papermill's first line
+        return close | (names - used)  # a name that others are computed from is a help
+    return close if all(_is_literal(statement.value) for statement in assignments) else set()
+
+
+def _is_literal(value: ast.expr | None) -> bool:
+    """Whether an expression is plain data written out."""
+    return value is not None and not any(isinstance(node, ast.Name | ast.Call) for node in ast.walk(value))
+
+
+def _is_close(name: str) -> bool:
+    """Whether a name is nearly a setting's."""
+    return bool(difflib.get_close_matches(name, NAMES, n=1, cutoff=0.75))
 
 
 def make_config(**parameters: Any) -> Config:

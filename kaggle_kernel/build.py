@@ -5,7 +5,6 @@ same sources give the same bytes.
 """
 
 import argparse
-import ast
 import hashlib
 import json
 import os
@@ -58,7 +57,7 @@ def build_kernel(root: Path, parameters: dict) -> NotebookNode:
     folders = ("ctseg", "kaggle_kernel", "notebooks")
     sources = sorted(path for folder in folders for path in root.glob(f"{folder}/*.py"))
     paths = [path for path in sources if re.fullmatch(r"\d\d_\w+", path.stem)]
-    notebooks = [jupytext.read(path).cells for path in paths]
+    notebooks = [_read_notebook(path) for path in paths]
     cells = [
         new_markdown_cell(_describe_origin(root, sources)),
         *_find_parameters(notebooks),
@@ -133,6 +132,22 @@ def _find_cells(cells: Sequence[NotebookNode], *tags: str) -> list[NotebookNode]
     return [cell for cell in cells if set(tags) & set(cell.metadata.get("tags", []))]
 
 
+def _read_notebook(path: Path) -> list[NotebookNode]:
+    """The cells of a notebook.
+
+    Raises:
+        ValueError: it has not one cell tagged parameters, below a text and above settings that are tagged
+            setup.
+    """
+    cells = jupytext.read(path).cells
+    tags = [tag for cell in cells for tag in cell.metadata.get("tags", []) if tag in ("parameters", "setup")]
+    if tags != ["setup", "parameters", "setup"]:
+        raise ValueError(
+            f"{path.name} has the tags {tags}; expected setup, parameters, setup, as in 01_eda.py"
+        )
+    return cells
+
+
 def _find_parameters(notebooks: Sequence[Sequence[NotebookNode]]) -> list[NotebookNode]:
     """The longest parameters cell, which is training's, and the text above it."""
     cells = max(notebooks, key=lambda cells: len(_find_cells(cells, "parameters")[0].source))
@@ -141,9 +156,18 @@ def _find_parameters(notebooks: Sequence[Sequence[NotebookNode]]) -> list[Notebo
 
 
 def _find_settings(notebooks: Sequence[Sequence[NotebookNode]]) -> NotebookNode:
-    """The settings cell of the last notebook, which reads those of an existing run, as attached ones are."""
-    (settings,) = (cell for cell in _find_cells(notebooks[-1], "setup") if cell.cell_type == "code")
-    return settings
+    """The settings cell that reads those of an existing run, as attached ones are.
+
+    Raises:
+        ValueError: no notebook has one.
+    """
+    for notebook in notebooks:
+        for cell in _find_cells(notebook, "setup"):
+            if "make_config_of_run(" in cell.source:
+                return cell
+    raise ValueError(
+        "no notebook has a cell tagged setup that calls make_config_of_run; restore notebook 04's"
+    )
 
 
 def _find_body(notebook: Sequence[NotebookNode]) -> list[NotebookNode]:
@@ -154,7 +178,7 @@ def _find_body(notebook: Sequence[NotebookNode]) -> list[NotebookNode]:
 
 def _sort_by_map(root: Path) -> list[Path]:
     """The files of the package in the order of its map, new ones last; then the kernel's own one."""
-    text = ast.get_docstring(ast.parse((root / "ctseg" / "__init__.py").read_text(encoding="utf-8")))
+    text = (root / "ctseg" / "__init__.py").read_text(encoding="utf-8")
     order = ["__init__.py", *re.findall(r"\w+\.py", text)]
     places = {name: place for place, name in enumerate(order)}
     files = sorted(root.glob("ctseg/*.py"), key=lambda path: (places.get(path.name, len(places)), path.name))

@@ -124,7 +124,7 @@ check_contest_files(Path(config.data_root))
 mask_dir = run_dir / "predicted_masks"
 with lock_folder(run_dir):
     write_masks(predict_masks(load_folds(config, run_dir), test, chosen, tta=config.tta), mask_dir)
-    write_submission(run_dir / "submission.csv", read_masks(mask_dir, test.cases), test.cases)
+    write_submission(run_dir / "submission.csv", read_masks(mask_dir), test.cases)
 
 # %% [markdown]
 # Predictions magenta; true masks green, where they are known: a contest hides those of its test images, the
@@ -136,7 +136,7 @@ first = test.cases[:6]
 figure = plot_cases(
     [read_image(case.image, window=test.window) for case in first],
     [read_mask(test_masks / f"{case.image_id}.png") for case in first] if test_masks.is_dir() else None,
-    [mask for _, mask in read_masks(mask_dir, first)],
+    [read_mask(mask_dir / f"{case.image_id}.png") for case in first],
     titles=[case.image_id for case in first],
 )
 with atomic_path(run_dir / "examples.png") as partial:

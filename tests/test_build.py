@@ -140,6 +140,19 @@ def test_papermill_adds_to_the_parameters_of_the_build(built):
     assert (values["preset"], values["lr"]) == ("strong", 0.1)
 
 
+def test_copies_of_a_notebook_are_ignored_and_others_need_tags(clone, call, built):
+    folder = clone / "notebooks"
+    for name in ("03_train-Copy1.py", "03_train (copy).py"):
+        shutil.copy(folder / "03_train.py", folder / name)
+    assert call(build)[0] == 0
+    assert len(read_built(clone).cells) == len(built[1].cells)
+    (folder / "05_more.py").write_text("# %%\n1 + 1\n")
+    status, printed = call(build)
+    for name in ("03_train-Copy1.py", "03_train (copy).py", "05_more.py"):
+        (folder / name).unlink()
+    assert status == 1 and "05_more.py has the tags []; expected setup, parameters, setup" in printed
+
+
 def test_none_means_what_the_preset_says(clone, call):
     assert call(build, "-p", "preset", "None", "-p", "epochs", "None")[0] == 0
     (cell,) = find_tagged(read_built(clone), "parameters")

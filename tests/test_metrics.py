@@ -34,3 +34,7 @@ def test_the_interval_holds_the_mean_and_agrees_with_theory():
 @pytest.mark.parametrize("scores", [np.array([0.25]), [0.25], np.full(20, 0.25)])
 def test_scores_without_spread_have_an_interval_without_width(scores):
     assert bootstrap_interval(scores) == (0.25, 0.25)
+
+
+def test_no_scores_have_no_interval():
+    assert np.isnan(bootstrap_interval([])).tolist() == [True, True]

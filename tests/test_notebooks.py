@@ -210,3 +210,10 @@ def test_papermill_explains_every_parameter(workplace):
     for parameter in PARAMETERS:
         assert f"{parameter}: " in explained
     assert "wall minutes of training" in explained
+
+
+def test_a_notebook_runs_as_a_script_too(workplace, phantom):
+    environment = os.environ | {"PYTHONPATH": str(workplace), "CTSEG_DATA": str(phantom)}
+    command = [sys.executable, "notebooks/02_transforms.py"]
+    done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("round_trip.csv\n"), done.stderr

@@ -139,18 +139,24 @@ def test_masks_that_are_written_are_read_back(of_each_kind, tmp_path):
     masks = {case.image_id: read_mask(case.mask) for case in cases}
     assert [mask.sum() for mask in masks.values()] == [0, 1200, 70, 70, 70, 70]
     write_masks(masks.items(), tmp_path / "masks")
-    again = list(read_masks(tmp_path / "masks", cases[::-1]))
-    assert [image_id for image_id, _ in again] == list(masks)[::-1]
+    again = list(read_masks(tmp_path / "masks"))
+    assert [image_id for image_id, _ in again] == sorted(masks)
     for image_id, mask in again:
         assert mask.dtype == bool and np.array_equal(mask, masks[image_id])
 
 
-def test_masks_of_another_run_are_replaced_one_by_one(tmp_path):
-    save_image(tmp_path / "a.png", 255 * REGION)
+def test_masks_of_an_earlier_prediction_are_removed(tmp_path):
+    for name in ("a", "old"):
+        save_image(tmp_path / f"{name}.png", 255 * REGION)
     write_masks([("a", REGION == 0), ("b", REGION == 1)], tmp_path)
-    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["a.png", "b.png"]
+    assert [image_id for image_id, _ in read_masks(tmp_path)] == ["a", "b"]
     assert np.unique(read_mask_values(tmp_path / "a.png")).tolist() == [0, 255]
     assert np.array_equal(read_mask(tmp_path / "a.png"), REGION == 0)
+
+
+def test_a_repeated_prediction_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="prediction for 'a', which is repeated"):
+        write_masks([("a", REGION == 0), ("a", REGION == 1)], tmp_path)
 
 
 # A network that finds 0.6 everywhere: a lower threshold takes all, a higher one nothing.

@@ -77,9 +77,15 @@ def test_other_names_of_a_notebook_are_not_parameters():
     assert make_config(**read_parameters(again)).lr == 0.1
 
 
-def test_without_a_list_of_cells_every_public_plain_name_counts():
+@pytest.mark.parametrize("cells", [None, 3, [1, 2], "deleted"])
+def test_without_a_list_of_cells_the_settings_count(cells):
     namespace = {"_": 3, "__name__": "x", "np": json, "PAPERMILL_INPUT_PATH": "x", "lr": 0.1, "epochs": None}
+    namespace |= {"TEST_MASKS": "x", "AUGMENTATIONS": {"flip": 0.5}, "i": 3, "Out": 5, "In": cells}
+    if cells == "deleted":
+        del namespace["In"]
     assert read_parameters(namespace) == {"lr": 0.1, "epochs": None}
+    with pytest.raises(ValueError, match="unknown parameter 'epochz', did you mean 'epochs'"):
+        read_parameters(namespace | {"epochz": 3})
 
 
 def test_the_parameters_cell_and_what_papermill_injects_are_read():
@@ -124,16 +130,34 @@ def test_a_typo_that_was_corrected_is_refused_with_the_way_out():
     assert read_parameters(notebook) == {"epochs": 3}
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        'preset = "quick"\nepohcs = 3',
+        '"""My settings."""\nepohcs = 3',
+        "epohcs = 3\nprint(epohcs)",
+        "lr = 0.1\nepohcs = 3\nlr",
+        "# Parameters\nepohcs = 3",
+        "# Parameters\nsomething = 3",
+    ],
+)
+def test_a_name_that_is_not_a_settings_is_refused(cell):
+    with pytest.raises(ValueError, match="unknown parameter '(epohcs', did you mean 'epochs'|something')"):
+        read_parameters(run_cells(PARAMETERS, cell))
+
+
 def test_other_variables_of_a_notebook_are_not_parameters():
     notebook = run_cells(
-        "for fold in range(2):\n    total = fold",
+        "for index in range(2):\n    total = index",
         "names = sorted(['b', 'a'])",
         "print\nlimit = 5",
-        "scores = [2 * value for value in (1, 2)]",
-        "import os as seed",
+        "n = 5",
+        "DRIVE = '/content/drive'",
+        "in_fold = {k: k for k in (1, 2)}",
+        "k: int",
         PARAMETERS,
     )
-    assert {"fold", "total", "names", "limit", "scores", "seed"} <= notebook.keys()
+    assert {"index", "total", "names", "limit", "n", "DRIVE", "in_fold"} <= notebook.keys()
     assert read_parameters(notebook).keys() == {"preset", "epochs", "lr"}
 
 
@@ -146,9 +170,13 @@ def test_other_variables_of_a_notebook_are_not_parameters():
         "base = [0.05]\nlr = 2 * base[0]",
         "lr = 0.2\nlr /= 2",
         "# Parameters\nlr = 0.1",
+        "if True:\n    lr = 0.1",
+        "globals().update(lr=0.1)",
+        "print(lr := 0.1)",
+        "exec('lr = 0.1')",
     ],
 )
-def test_a_setting_counts_in_whatever_cell_it_is_assigned(cell):
+def test_a_setting_counts_however_it_was_set(cell):
     assert read_parameters(run_cells(cell))["lr"] == 0.1
 
 
@@ -160,9 +188,12 @@ def test_one_print_in_the_parameters_cell_loses_nothing():
 MAGIC = "get_ipython().run_line_magic('matplotlib', 'inline')"  # as IPython keeps it
 
 
-@pytest.mark.parametrize("cell", ["seed = = 3", "def", MAGIC])
-def test_a_cell_that_failed_or_is_a_magic_is_skipped(cell):
-    assert read_parameters({"lr": 0.1, "seed": 3, "In": [cell, "lr = 0.1"]}) == {"lr": 0.1}
+DEEP = "_x = " + "-" * 5000 + "1"
+
+
+@pytest.mark.parametrize("cell", ["seed = = 3", "def", MAGIC, DEEP, "'\ud800'", "\0"])
+def test_a_cell_that_cannot_be_parsed_or_is_a_magic_is_skipped(cell):
+    assert read_parameters({"lr": 0.1, "In": [cell, "lr = 0.1"]}) == {"lr": 0.1}
 
 
 def test_a_stored_setting_of_another_version_is_said_so(tmp_path):

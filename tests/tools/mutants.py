@@ -235,10 +235,10 @@ FAULTS = [
         "        if False:",
     ),
     (
-        "masks read back in another order than the cases",
+        "masks of an earlier prediction submitted",
         "predict",
-        'yield case.image_id, read_mask(folder / f"{case.image_id}.png")',
-        'yield case.image_id, read_mask(folder / f"{cases[0].image_id}.png")',
+        "            path.unlink()\n",
+        "            pass\n",
     ),
     ("a change of the augmentation left out", "augment", "1 + self.strength.color *", "1 + 0 *"),
     ("the variable that names the data ignored", "paths", 'os.environ.get("CTSEG_DATA", "")', '""'),
