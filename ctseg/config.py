@@ -85,10 +85,8 @@ class Config:
         for entry in fields(self):
             _check_value(entry.name, getattr(self, entry.name), entry.metadata)
         if self.fold is not None and self.fold >= self.n_folds:
-            raise ValueError(
-                f"fold {self.fold} with n_folds {self.n_folds}; expected 0 … {self.n_folds - 1}, or None "
-                "for all"
-            )
+            expected = f"0 … {self.n_folds - 1}, or None for all"
+            raise ValueError(f"fold {self.fold} with n_folds {self.n_folds}; expected {expected}")
         if self.epochs is None and self.budget_minutes is None:
             raise ValueError("neither epochs nor budget_minutes is set; set one")
 

@@ -50,8 +50,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(
-                f"{folder} is being written by another process; wait for it, stop it, or choose another run "
-                "name"
+                f"{folder} is being written by another process; wait for it, stop it, or use another run name"
             ) from None
         for leftover in folder.glob(f"{PARTIAL}*"):
             leftover.unlink(missing_ok=True)

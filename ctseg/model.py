@@ -51,8 +51,7 @@ class PlainEncoder(nn.ModuleList):
 class BackboneEncoder(nn.Module):
     """Feature maps at strides 2 to 32 of a classification network; the rest of it is cut off.
 
-    Where a backbone has none at stride 2 (ConvNeXt), the image itself, averaged to that size, takes its
-    place.
+    Where a backbone has none at stride 2 (ConvNeXt), the image itself, averaged to that size, replaces it.
 
     Args:
         backbone: torchvision's, or any module that `torch.fx` can trace and that halves an image (B, 3, H, W)
@@ -246,8 +245,7 @@ def _find_shapes(state: dict) -> dict[str, tuple[int, ...]]:
 def find_pretrained(encoder: str, attached: Path) -> Path:
     """Find the file of torchvision's own weights for an encoder.
 
-    Looks in torch's cache, then anywhere below the folder `attached`; otherwise downloads it to the
-    cache.
+    Looks in torch's cache, then anywhere below the folder `attached`; else downloads it there.
 
     Raises:
         ValueError: torchvision has no weights for it.

@@ -100,8 +100,7 @@ def remove_small_components(mask: np.ndarray, min_pixels: float) -> np.ndarray:
     >>> remove_small_components(mask, 2).astype(int)
     array([[1, 1, 0, 0]])
     """
-    # scikit-image's remove_small_objects changed its argument and its limit in 0.26; these lines fit all
-    # versions.
+    # scikit-image's remove_small_objects changed its argument and its limit in 0.26.
     labels = label(mask, connectivity=2)
     large = np.bincount(labels.ravel()) >= min_pixels
     large[0] = False
@@ -168,8 +167,7 @@ def cross_fit(score_each: _ScoreEach, baseline: PostProcess, folds: np.ndarray) 
 def tabulate_choice(score_each: _ScoreEach, baseline: PostProcess, chosen: PostProcess) -> list[dict]:
     """One row for `baseline`, each change of it, and `chosen`.
 
-    Mean Dice, gain over `baseline` with its 95 % interval, and the numbers of images that are better and
-    worse.
+    Mean Dice, gain over `baseline` with its 95 % interval, and the numbers of better and worse images.
     """
     candidates = list(dict.fromkeys([baseline, *_find_candidates(baseline), chosen]))
     scores = score_each(candidates)

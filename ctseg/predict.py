@@ -78,20 +78,22 @@ def predict_masks(
 def write_masks(predictions: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
     """Write each (image_id, mask), bool (H, W), as `folder/<image_id>.png` of 0 and 255, one at a time.
 
-    Masks of an earlier prediction are removed first.
+    Once all are written, other masks in the folder, of an earlier prediction, are removed.
 
     Raises:
-        ValueError: an image_id is repeated, or on this disk the same file as another one.
+        ValueError: an image_id is repeated.
     """
+    written: set[str] = set()
     with lock_folder(folder):
-        for path in folder.glob("*.png"):
-            path.unlink()
         for image_id, mask in predictions:
-            path = folder / f"{image_id}.png"
-            if path.exists():
+            if image_id in written:
                 raise ValueError(f"prediction for {image_id!r}, which is repeated; expected each image once")
-            with atomic_path(path) as partial:
+            with atomic_path(folder / f"{image_id}.png") as partial:
                 Image.fromarray(mask).convert("L").save(partial)
+            written.add(image_id)
+        for path in list(folder.glob("*.png")):
+            if path.stem not in written:
+                path.unlink()
 
 
 def read_masks(folder: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -27,8 +27,7 @@ def read_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
     Other variables are let alone, unless they look like a misspelled setting: those of a parameters cell (one
     that papermill injects, or that sets a setting and does little else), and those with a name close to a
-    setting's that a cell sets to a literal. Without IPython's list of cells every close name is taken for
-    one.
+    setting's that a cell sets to a literal. Without IPython's list of cells, any close name is one.
 
     Raises:
         ValueError: a name that is not a setting's.
@@ -60,7 +59,7 @@ def _find_declared(cell: str) -> set[str]:
     used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     close = set(filter(_is_close, names))
     if names & set(NAMES) or cell.startswith("# Parameters"):  # papermill's first line
-        return close | (names - used)  # a name that others are computed from is a help
+        return close | (names - used)  # a name that others are computed from is a helper
     return close if all(_is_literal(statement.value) for statement in assignments) else set()
 
 

@@ -50,8 +50,8 @@ def train_model(
 
     Args:
         learner: its config says epochs, batch_size, schedule, keep and threshold.
-        seed: every random draw is keyed by it and by epoch and batch, so a resumed run draws what an unbroken
-            one does.
+        seed: every random draw is keyed by it and by epoch and batch, so a resumed run draws as an unbroken
+            one.
         budget_seconds: of training and validation; of epochs and budget the shorter counts.
 
     Raises:

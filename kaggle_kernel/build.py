@@ -136,8 +136,7 @@ def _read_notebook(path: Path) -> list[NotebookNode]:
     """The cells of a notebook.
 
     Raises:
-        ValueError: it has not one cell tagged parameters, below a text and above settings that are tagged
-            setup.
+        ValueError: its tagged cells are not a text, the parameters and the settings, in this order.
     """
     cells = jupytext.read(path).cells
     tags = [tag for cell in cells for tag in cell.metadata.get("tags", []) if tag in ("parameters", "setup")]

@@ -10,8 +10,7 @@
 # # 2 · What does the network see, and can it be undone?
 #
 # The network sees squares of one size; the score is taken on masks of each image's own size. So every image
-# goes into a square by a resize that can be undone, and only training batches are changed at random after
-# that.
+# goes into a square by a resize that can be undone, and only training batches are then changed at random.
 #
 # *Input:* the data set. *Artifact:* `runs/<run>/round_trip.csv`, the Dice that a perfect network could reach
 # at each square size.

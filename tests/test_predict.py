@@ -154,6 +154,18 @@ def test_masks_of_an_earlier_prediction_are_removed(tmp_path):
     assert np.array_equal(read_mask(tmp_path / "a.png"), REGION == 0)
 
 
+def test_a_prediction_that_fails_removes_nothing(tmp_path):
+    save_image(tmp_path / "a.png", 255 * REGION)
+
+    def fail():
+        yield "b", REGION == 1
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        write_masks(fail(), tmp_path)
+    assert [image_id for image_id, _ in read_masks(tmp_path)] == ["a", "b"]
+
+
 def test_a_repeated_prediction_is_refused(tmp_path):
     with pytest.raises(ValueError, match="prediction for 'a', which is repeated"):
         write_masks([("a", REGION == 0), ("a", REGION == 1)], tmp_path)
