@@ -12,6 +12,7 @@ What is fixed, what may be set:
 The flow, in the order in which an image passes; start reading at `train.train_model`:
 
     data.py         pair images with masks, read them, hold the training set in memory
+    masks.py        what the values of a mask mean: foreground, soft edges, labels
     transforms.py   into the square and back: geometry that undoes itself
     augment.py      random changes of whole batches, on the device that trains
     model.py        U-Nets over any encoder, and their weights files

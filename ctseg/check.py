@@ -1,48 +1,57 @@
 """The data check: every problem of a data set in one table, before it costs a run."""
 
 import re
+import shlex
 import sys
 import unicodedata
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from scipy import ndimage
 
 from ctseg.contest import IMAGE_FOLDERS, MASK_FOLDER
 from ctseg.data import (
-    EXIF_ORIENTATION,
     IMAGE_SUFFIXES,
     Case,
+    MaskSet,
     abridge,
-    describe_mask,
     find_files,
+    find_mask_values,
+    find_orientation,
     find_window,
+    has_deep_colors,
+    has_white_zero,
     is_deep,
     map_threads,
     opened,
+    printable,
     read_image,
-    read_mask_values,
+    read_mask_pixels,
     read_size,
 )
+from ctseg.files import print_anywhere
+from ctseg.masks import describe_mask, is_outline
 from ctseg.paths import find_data_root
 from ctseg.split import find_duplicates, make_thumbnail, normalize
 from ctseg.submission import check_contest_files
 from ctseg.transforms import average_area
 
 _SEVERITIES = ("error", "warning", "note")
+_LONGEST_NAME = 251  # bytes, so that a file's name with ".png" has the 255 that file systems take
 _SHIFT_SIZE = 64  # pixels of the longer side, where a mask is tried at other places
+_TWO_VALUES = ("0/1", "0/255", "two values")
 _MASK_KINDS = {
-    "0/1": (None, ""),
-    "0/255": (None, ""),
-    "two values": ("warning", "the upper value is foreground"),
-    "anti-aliased": ("warning", "cut at half its maximum"),
+    "anti-aliased": ("warning", "its soft edges are cut halfway"),
     "empty": ("warning", "kept: there is nothing to find"),
     "full": ("warning", "kept: everything is foreground; make sure that it is meant"),
     "several labels": ("error", "merge or drop labels until two values are left"),
+    "an image": ("error", "export the mask: two values, such as 0 and 255"),
 }
 # Of 862 dermoscopy and 78 CT masks none correlates below -.06 with the average mask; inverted, 99 % and 83 %
 # do below -.2.
@@ -52,43 +61,59 @@ _INVERTED_CORRELATION = -0.2
 _SHIFT_GAIN = 0.3
 
 
-def check_dataset(root: str | Path) -> list[dict]:
+@dataclass
+class _Findings:
+    """What is found in the files of one case; None where a file cannot be read."""
+
+    case: Case
+    rows: list[dict]
+    thumbnail: np.ndarray | None = None  # of the image, float32 (24, 24, 3)
+    deep: bool | None = None  # whether the image has more than 8 bits
+    mask: np.ndarray | None = None  # its thumbnail (24, 24), 0 … 1
+    kind: str | None = None  # of the mask, see `describe_mask`
+    values: str = ""  # of the mask: background/foreground if it has two, else the first of them
+    gain: float = 0.0  # see `measure_shift`
+
+
+def check_dataset(root: str | Path, *, has_window: bool = False) -> list[dict]:
     """Report every problem of a data set as rows of severity, file, problem and remedy; no row, no problem.
 
     An "error" stops training or prediction until it is fixed; a "warning" is read as its remedy states; a
-    "note" needs no action.
+    "note" needs no action. `has_window` says that a window for 16-bit images is given.
     """
     root = Path(root)
-    rows, thumbnails, masks, gains = _check_strays(root), {}, {}, {}
+    rows, found = _check_strays(root), {}
     for subset, folder in IMAGE_FOLDERS.items():
         images = find_files(root / folder)
         mask_files = find_files(root / MASK_FOLDER) if subset == "train" else {}
         rows += _check_names(folder, images)
         if subset == "train":
             rows += _check_names(MASK_FOLDER, mask_files) + _check_pairs(images, mask_files)
-        cases = [Case(stem, paths[0], mask_files.get(stem, [None])[0]) for stem, paths in images.items()]
-        found = map_threads(partial(_check_case, root), cases)
-        for case, (problems, thumbnail, mask, gain) in zip(cases, found):
-            rows += problems
-            if thumbnail is not None:
-                thumbnails[_name(case.image, root)] = thumbnail
-            if mask is not None:
-                masks[_name(case.mask, root)] = mask
-                gains[_name(case.mask, root)] = gain
-    rows += (
-        _check_duplicates(thumbnails) + _check_inverted(masks) + _check_shifts(gains) + _check_tables(root)
+        mask_set = MaskSet([paths[0] for stem, paths in mask_files.items() if stem in images])
+        cases = [
+            Case(stem, paths[0], mask_files.get(stem, [None])[0], mask_set) for stem, paths in images.items()
+        ]
+        found[subset] = list(map_threads(partial(_check_case, root), cases))
+        rows += [row for findings in found[subset] for row in findings.rows]
+    rows += _check_depths(root, found["train"], found["test"], has_window)
+    rows += _check_values(root, found["train"])
+    rows += _check_shifts({_name(f.case.mask, root): f.gain for f in found["train"] if f.mask is not None})
+    rows += _check_inverted({_name(f.case.mask, root): f.mask for f in found["train"] if f.mask is not None})
+    every = [*found["train"], *found["test"]]
+    rows += _check_duplicates(
+        {_name(f.case.image, root): f.thumbnail for f in every if f.thumbnail is not None}
     )
-    return _merge_rows(rows)
+    return _merge_rows(rows + _check_tables(root))
 
 
-def _problem(severity: str, file: str, what: str, remedy: str) -> dict:
-    """One row of the table of `check_dataset`."""
-    return {"severity": severity, "file": file, "problem": what, "remedy": remedy}
+def _problem(severity: str, file: str, what: str, remedy: str, detail: str = "") -> dict:
+    """One row of the table of `check_dataset`; the detail differs among files with the same problem."""
+    return {"severity": severity, "file": file, "problem": what, "remedy": remedy, "detail": detail}
 
 
 def _name(path: Path, root: Path) -> str:
     """A file's name in the table: its path below the data root."""
-    return path.relative_to(root).as_posix()
+    return printable(path.relative_to(root).as_posix())
 
 
 def _merge_rows(rows: Sequence[dict]) -> list[dict]:
@@ -99,9 +124,22 @@ def _merge_rows(rows: Sequence[dict]) -> list[dict]:
         alike[row["severity"], folder, row["problem"], row["remedy"]].append(row)
     merged = []
     for (severity, folder, what, remedy), group in alike.items():
-        names = abridge(Path(row["file"]).name for row in group)
-        merged += group if len(group) <= 5 else [_problem(severity, folder, f"{what}: {names}", remedy)]
+        if len(group) > 5:
+            if len({row["detail"] for row in group}) == 1:
+                what = _join(what, group[0]["detail"])
+                names = abridge(Path(row["file"]).name for row in group)
+            else:
+                names = abridge(f"{Path(row['file']).name} ({row['detail']})" for row in group)
+            group = [_problem(severity, folder, what, remedy, names)]
+        merged += [{**row, "problem": _join(what, row["detail"])} for row in group]
+    for row in merged:
+        del row["detail"]
     return merged
+
+
+def _join(what: str, detail: str) -> str:
+    """A problem with its detail, if it has one."""
+    return f"{what}: {detail}" if detail else what
 
 
 def _check_strays(root: Path) -> list[dict]:
@@ -110,7 +148,7 @@ def _check_strays(root: Path) -> list[dict]:
     for name in (*IMAGE_FOLDERS.values(), MASK_FOLDER):
         folder = root / name
         used = {path for paths in find_files(folder).values() for path in paths}
-        if strays := [path.name for path in folder.glob("*") if path not in used]:
+        if strays := [printable(path.name) for path in folder.glob("*") if path not in used]:
             what = f"ignored: {abridge(strays)}"
             rows.append(_problem("note", name, what, "remove it, or convert it to PNG"))
     return rows
@@ -124,9 +162,17 @@ def _check_names(folder: str, found: Mapping[str, list[Path]]) -> list[dict]:
     rows = []
     for paths in found.values():
         if len(paths) > 1:
-            what = f"same stem as {paths[0].name}"
-            rows.append(_problem("error", f"{folder}/{paths[1].name}", what, "remove one of them"))
-    if odd := [stem for stem in found if not re.fullmatch(r"[\w.-]+", stem, re.ASCII)]:
+            what = f"same stem as {printable(paths[0].name)}"
+            rows.append(_problem("error", f"{folder}/{printable(paths[1].name)}", what, "remove one of them"))
+    foreign = [stem for stem, (path, *_) in found.items() if printable(path) != str(path)]
+    if foreign:
+        what, remedy = f"names that are not UTF-8: {abridge(foreign)}", "rename them; ids have these escapes"
+        rows.append(_problem("warning", folder, what, remedy))
+    if long := [stem for stem in found if len(stem.encode()) > _LONGEST_NAME]:
+        remedy = f"shorten them to {_LONGEST_NAME} bytes, so that a mask's file can have the same"
+        rows.append(_problem("error", folder, f"names that are too long: {abridge(long)}", remedy))
+    usual = re.compile(r"[\w.-]+", re.ASCII)
+    if odd := [stem for stem in found if not usual.fullmatch(stem) and stem not in foreign]:
         what = f"names with spaces or unusual characters: {abridge(odd)}"
         rows.append(_problem("note", folder, what, "kept as they are"))
     if fragile := [stem for stem in found if re.fullmatch(r"0\d+|\d+[eE]\d+|\d+-\d+(-\d+)?", stem)]:
@@ -136,101 +182,275 @@ def _check_names(folder: str, found: Mapping[str, list[Path]]) -> list[dict]:
 
 
 def _check_pairs(images: Mapping[str, list[Path]], masks: Mapping[str, list[Path]]) -> list[dict]:
-    """Find images without a mask of the same stem, and masks without an image, perhaps only misnamed."""
-
-    def plain(stem: str) -> str:
-        return unicodedata.normalize("NFC", stem).casefold()
-
-    bare, orphans = sorted(images.keys() - masks.keys()), sorted(masks.keys() - images.keys())
-    rows = []
-    for stem in bare:
-        file = f"{IMAGE_FOLDERS['train']}/{images[stem][0].name}"
+    """Find images and masks without the other of the same stem: misnamed, one of several, or alone."""
+    orphans = masks.keys() - images.keys()
+    image_of = _match_names(orphans, images.keys(), masks.keys())
+    masks_of = Counter(image_of.values())
+    misnamed = {
+        mask: image for mask, image in image_of.items() if image not in masks and masks_of[image] == 1
+    }
+    rows = _describe_names(misnamed, masks)
+    for stem in sorted(orphans - misnamed.keys()):
+        file = f"{MASK_FOLDER}/{printable(masks[stem][0].name)}"
+        if stem in image_of:
+            what = "one of several masks of an image"
+            remedy = "merge them into one file of the image's stem: foreground where any of them has it"
+        else:
+            what, remedy = "mask without an image", "add its image, or remove it"
+        rows.append(_problem("error", file, what, remedy))
+    for stem in sorted(images.keys() - masks.keys() - set(image_of.values())):
+        file = f"{IMAGE_FOLDERS['train']}/{printable(images[stem][0].name)}"
         remedy = "add a mask of the same stem, or remove it"
         rows.append(_problem("error", file, "image without a mask", remedy))
-    for stem in orphans:
-        alike = max((image for image in bare if plain(stem).startswith(plain(image))), key=len, default=None)
-        file = f"{MASK_FOLDER}/{masks[stem][0].name}"
-        remedy = f"give it the stem of its image, {alike!r}" if alike else "add its image, or remove it"
-        rows.append(_problem("error", file, "mask without an image", remedy))
     return rows
 
 
-def _check_case(root: Path, case: Case) -> tuple[list[dict], np.ndarray | None, np.ndarray | None, float]:
-    """Find problems in the files of one case.
+def _match_names(orphans: Iterable[str], images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
+    """The image that each mask without one of its stem seems to belong to.
 
-    Also return thumbnails, None where a file cannot be read: float32 (24, 24, 3) of the image, and (24, 24),
-    0 … 1, of the mask; and the result of `measure_shift`, 0 where it cannot be measured.
+    Its name begins or ends with the image's, the longest first; or both have the same words and numbers, but
+    for those that most names of their folder have.
     """
-    name = _name(case.image, root)
+    plain = {_plain(image): image for image in images}
+    by_words, words_of_mask = _index_words(images), {}
+    for words, stems in _index_words(masks).items():
+        words_of_mask |= dict.fromkeys(stems, words)
+    image_of = {}
+    for mask in sorted(orphans):
+        alike = [plain[part] for part in _find_ends(_plain(mask)) if part in plain]
+        same = by_words.get(words_of_mask[mask], ())
+        if alike or (len(same) == 1 and words_of_mask[mask]):
+            image_of[mask] = max(alike, key=len) if alike else same[0]
+    return image_of
+
+
+def _plain(stem: str) -> str:
+    """A name without the differences that some file systems ignore: composed characters and case."""
+    return unicodedata.normalize("NFC", stem).casefold()
+
+
+def _find_ends(stem: str) -> list[str]:
+    """The beginnings and ends of a name, itself among them, that do not cut a word or a number."""
+    cuts = [0, *(match.start() for match in re.finditer(r"\d+|[^\W\d_]+|[\W_]", stem)), len(stem)]
+    return [part for cut in cuts for part in (stem[:cut], stem[cut:]) if part]
+
+
+def _index_words(stems: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
+    """Names by the words and numbers in them that at most half of all names have."""
+    words = {stem: re.findall(r"\d+|[^\W\d_]+", _plain(stem)) for stem in stems}
+    frequency = Counter(word for found in words.values() for word in set(found))
+    index = defaultdict(list)
+    for stem, found in words.items():
+        index[tuple(word for word in found if 2 * frequency[word] <= len(words))].append(stem)
+    return index
+
+
+def _describe_names(image_of: Mapping[str, str], masks: Mapping[str, list[Path]]) -> list[dict]:
+    """Rows for misnamed masks; one for all that differ from their images' names in the same way."""
+    rules = defaultdict(list)
+    for mask, image in image_of.items():
+        match = SequenceMatcher(None, image, mask, autojunk=False).find_longest_match()
+        ends = image[: match.a], image[match.a + match.size :], mask[: match.b], mask[match.b + match.size :]
+        rules[ends].append(mask)
+    rows = []
+    for (image_start, image_end, mask_start, mask_end), group in rules.items():
+        if len(group) > 5:
+            names = f"{mask_start}<id>{mask_end} for the image {image_start}<id>{image_end}"
+            command = _write_rename((mask_start, mask_end), (image_start, image_end))
+            remedy = f"give them the stems of their images; in their folder: {command}"
+            rows.append(_problem("error", MASK_FOLDER, f"masks named {names}", remedy, abridge(group)))
+            continue
+        for mask in group:
+            file = f"{MASK_FOLDER}/{printable(masks[mask][0].name)}"
+            remedy = f"give it the stem of its image, {image_of[mask]!r}"
+            rows.append(_problem("error", file, "mask without an image", remedy))
+    return rows
+
+
+def _write_rename(old: tuple[str, str], new: tuple[str, str]) -> str:
+    """The shell's command that changes how all stems in a folder begin and end."""
+    (old_start, old_end), (new_start, new_end) = (
+        tuple(shlex.quote(text) if text else "" for text in ends) for ends in (old, new)
+    )
+    cut = f"n=${{f#{old_start}}}; n=${{n%{old_end}.*}}"
+    move = f'mv -n "$f" {new_start}"$n"{new_end}."${{f##*.}}"'
+    return f"for f in {old_start}*{old_end}.*; do {cut}; {move}; done"
+
+
+def _check_case(root: Path, case: Case) -> _Findings:
+    """Find problems in the files of one case."""
+    name, found, size, image = _name(case.image, root), _Findings(case, []), None, None
     try:
-        rows = _check_header(case.image, name)
+        found.rows, found.deep = _check_header(case.image, name)
         size = read_size(case.image)
         image = read_image(case.image, min_size=2 * _SHIFT_SIZE, window=find_window([case]))
     except ValueError as error:
-        what = f"cannot be read: {error.__cause__ or error}"
-        rows = [_problem("error", name, what, "replace the file or remove the case")]
-        size = image = None
-    if image is not None and image.min() == image.max():
-        remedy = "make sure that it is meant; there is nothing to learn from it"
-        rows.append(_problem("warning", name, "a single color", remedy))
-    mask_rows, mask = ([], None) if case.mask is None else _check_mask(case, size, _name(case.mask, root))
-    rows += mask_rows
-    measurable = mask is not None and image is not None and mask.shape == size
-    gain = measure_shift(image, mask) if measurable else 0.0
-    thumbnails = (None if values is None else make_thumbnail(values) for values in (image, mask))
-    return rows, *thumbnails, gain
+        found.rows = [_report_unreadable(name, error)]
+    if image is not None:
+        found.thumbnail = make_thumbnail(image)
+        if found.deep and _wraps_around(case.image):
+            what, remedy = "negative values stored as large ones", "save it as signed integers"
+            found.rows.append(_problem("warning", name, what, remedy))
+        if image.min() == image.max():
+            remedy = "make sure that it is meant; there is nothing to learn from it"
+            found.rows.append(_problem("warning", name, "a single color", remedy))
+    if case.mask is not None:
+        mask = _check_mask(found, size, _name(case.mask, root))
+        if mask is not None:
+            found.mask = make_thumbnail(mask)
+            found.gain = measure_shift(image, mask) if image is not None and mask.shape == size else 0.0
+    return found
 
 
-def _check_header(path: Path, name: str) -> list[dict]:
-    """Find unusual facts in the header of an image: type, mode, size, orientation."""
+def _report_unreadable(name: str, error: ValueError) -> dict:
+    """The row for a file that a reader refused."""
+    remedy = "replace the file or remove the case"
+    return _problem("error", name, "cannot be read", remedy, str(error.__cause__ or error))
+
+
+def _check_header(path: Path, name: str) -> tuple[list[dict], bool]:
+    """Find unusual facts in the header of an image: type, mode, size, orientation; and whether it is deep."""
     with opened(path) as image:
         (width, height), mode, kind = image.size, image.mode, image.format
-        orientation, deep = image.getexif().get(EXIF_ORIENTATION, 1), is_deep(image)
+        n_channels = image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) if kind == "TIFF" else 1
+        n_frames, deep_colors = getattr(image, "n_frames", 1), has_deep_colors(image)
+        orientation, deep = find_orientation(image), is_deep(image)
     expected = Image.registered_extensions()[path.suffix.lower()]
     common = ("L", "RGB", "I;16", "I", "F", "I;16B")
     odd = {
-        f"a {kind} file, not {expected}": (kind != expected, "read all the same"),
-        f"{mode} colors": (mode not in common, "read as RGB, an alpha channel dropped"),
-        "more than 8 bits": (
-            deep,
-            "set window_low and window_high, or they are found on the training images",
+        "not the type that its name says": (
+            kind != expected,
+            "read all the same",
+            f"{kind}, not {expected}",
         ),
-        "rotated by its EXIF tag": (
+        f"{mode} colors": (mode not in common, "read as RGB, an alpha channel dropped", ""),
+        "16 bits per channel in color": (
+            deep_colors,
+            "only the upper 8 bits are read; convert it to 8, above all if it does not use all 16",
+            "",
+        ),
+        "more than four channels": (n_channels > 4, "only the first three are read", n_channels),
+        "several frames": (
+            n_frames > 1 and kind != "MPO",
+            "only the first is read; save it as a file of its own",
+            n_frames,
+        ),
+        "rotated by its EXIF or TIFF tag": (
             orientation != 1,
-            "read upright; make sure that its mask is upright too",
+            "read upright; make sure that its mask is upright too, or has the same tag",
+            "",
         ),
-        f"only {width} × {height} pixels": (min(width, height) < 16, "make sure that it is whole"),
-        f"very long, {width} × {height}": (
+        "very small": (min(width, height) < 16, "make sure that it is whole", f"{width} × {height} pixels"),
+        "very long": (
             max(width, height) > 4 * min(width, height),
             "the longer side has to fit into the square: crop it",
+            f"{width} × {height} pixels",
         ),
     }
-    return [_problem("warning", name, what, remedy) for what, (found, remedy) in odd.items() if found]
+    rows = [
+        _problem("warning", name, what, remedy, str(detail))
+        for what, (is_odd, remedy, detail) in odd.items()
+        if is_odd
+    ]
+    return rows, deep
 
 
-def _check_mask(case: Case, size: tuple[int, int] | None, name: str) -> tuple[list[dict], np.ndarray | None]:
-    """Find problems of the mask of a case whose image is `size` (H, W), if known.
+def _wraps_around(path: Path) -> bool:
+    """Whether values of 16 bits are near both ends of their range and nowhere between."""
+    with opened(path) as image:
+        values = np.asarray(image)
+    if values.dtype != np.uint16:
+        return False
+    below, above = np.mean(values < 2**14), np.mean(values >= 2**16 - 2**14)
+    return bool(min(below, above) > 0.01 and below + above > 0.999)
 
-    Also return the mask, bool (H, W), if it can be read.
+
+def _check_mask(found: _Findings, size: tuple[int, int] | None, name: str) -> np.ndarray | None:
+    """Add a mask's problems, kind and values to the findings of its case, whose image is `size` (H, W).
+
+    Return the mask, bool (H, W), if it can be read.
     """
+    case = found.case
     try:
-        values = read_mask_values(case.mask)
+        pixels = read_mask_pixels(case.mask)
+        with opened(case.mask) as image:
+            white_zero = has_white_zero(image)
     except ValueError as error:
-        what = f"cannot be read: {error.__cause__}"
-        return [_problem("error", name, what, "replace the file or remove the case")], None
-    rows, kind = [], describe_mask(values)
-    severity, remedy = _MASK_KINDS[kind]
-    if severity:
-        rows.append(_problem(severity, name, f"{kind}: {np.unique(values)[:5].tolist()}", remedy))
-    if case.mask.suffix.lower() in (".jpg", ".jpeg"):
-        remedy = "export it as PNG; its edges are cut at half its maximum"
-        rows.append(_problem("warning", name, "saved with loss", remedy))
+        found.rows.append(_report_unreadable(name, error))
+        return None
+    values = find_mask_values(pixels, case.mask_set)
+    low = case.mask_set.find_low(values)
+    mask = values > (low + values.max()) / 2
+    found.kind = describe_mask(values, low)
+    if found.kind in _TWO_VALUES:
+        ends = (values.min(), values.max())
+        found.values = "/".join(str(pixels[values == end][0].tolist()) for end in ends)
+    else:
+        present = np.unique(values)
+        found.values = ", ".join(f"{value:g}" for value in present[:5]) + " …" * (len(present) > 5)
+    odd = {
+        "saved with loss": (
+            case.mask.suffix.lower() in (".jpg", ".jpeg"),
+            "export it as PNG; its edges are cut halfway",
+        ),
+        "a TIFF whose white is 0": (white_zero, "the value along its border is background"),
+        "only outlines are drawn": (is_outline(mask), "fill them, unless the lines are what is meant"),
+    }
+    found.rows += [
+        _problem("warning", name, what, remedy) for what, (is_odd, remedy) in odd.items() if is_odd
+    ]
     if size and values.shape != size:
         transposed = values.shape == size[::-1]
         cause = "; it is transposed, or its image is rotated by an EXIF tag" if transposed else ""
-        what = f"{values.shape} but its image is {size} (H, W)"
-        rows.append(_problem("error", name, what, f"export the mask at the image's size{cause}"))
-    return rows, values > values.max() / 2
+        remedy = f"export the mask at the image's size{cause}"
+        detail = f"{values.shape} but its image is {size} (H, W)"
+        found.rows.append(_problem("error", name, "of another size", remedy, detail))
+    return mask
+
+
+def _check_depths(
+    root: Path, train: Sequence[_Findings], test: Sequence[_Findings], has_window: bool
+) -> list[dict]:
+    """Find images of more than 8 bits, and those of 8 bits among them."""
+    depths, rows = {findings.deep for findings in train} - {None}, []
+    for findings in (*train, *test):
+        if findings.deep and depths == {False} and not has_window:
+            what, severity = "more than 8 bits, where the training images have 8", "error"
+            remedy = "convert it to 8 bits as they were, or pass window_low and window_high, in its values"
+        elif findings.deep:
+            what, severity = "more than 8 bits", "warning"
+            remedy = "set window_low and window_high, or they are found on the training images"
+        elif findings.deep is False and True in depths:
+            what, severity = "8 bits, where training images have more", "warning"
+            remedy = "read as it is; make sure that it was converted with the same window"
+        else:
+            continue
+        rows.append(_problem(severity, _name(findings.case.image, root), what, remedy))
+    return rows
+
+
+def _check_values(root: Path, train: Sequence[_Findings]) -> list[dict]:
+    """Find masks of other kinds and values than 0/1 or 0/255, and whether masks differ in them."""
+    read, rows, pairs = [findings for findings in train if findings.kind], [], defaultdict(list)
+    kinds = {findings.kind for findings in read}
+    if kinds in ({"empty"}, {"full"}):
+        remedy = "there is nothing to learn; export them again"
+        return [_problem("error", MASK_FOLDER, f"all masks are {kinds.pop()}", remedy)]
+    for findings in read:
+        name = _name(findings.case.mask, root)
+        if findings.kind in _TWO_VALUES:
+            pairs[findings.values].append(Path(name).name)
+        else:
+            severity, remedy = _MASK_KINDS[findings.kind]
+            rows.append(_problem(severity, name, findings.kind, remedy, findings.values))
+    if len(pairs) > 1 or pairs.keys() - {"0/1", "0/255"}:
+        counts = [f"{pair} ({names[0] if len(names) == 1 else len(names)})" for pair, names in pairs.items()]
+        what = f"masks of the values {', '.join(counts[:8])}{' …' if len(counts) > 8 else ''}"
+        remedy = "the upper value is foreground, in color what is not the color along the border"
+        if len(pairs) > 1:
+            remedy += "; if they are labels of several classes, keep one class"
+        rows.append(_problem("warning", MASK_FOLDER, what, remedy))
+    return rows
 
 
 def measure_shift(image: np.ndarray, mask: np.ndarray) -> float:
@@ -290,8 +510,8 @@ def _check_duplicates(thumbnails: Mapping[str, np.ndarray]) -> list[dict]:
         remedy = "they are kept in one fold"
         if across:
             remedy = "its train mask is nearly the answer; do not count on its score"
-        what = f"nearly the same image as {names[first]}"
-        rows.append(_problem("warning", names[second], what, remedy))
+        detail = f"as {names[first]}"
+        rows.append(_problem("warning", names[second], "nearly the same image", remedy, detail))
     return rows
 
 
@@ -350,4 +570,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     main()

@@ -1,26 +1,73 @@
 """From files to arrays: pair images with masks, read them, and hold the training set in memory."""
 
+import math
 import os
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from scipy import ndimage
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ctseg.contest import IMAGE_FOLDERS, MASK_FOLDER
+from ctseg.masks import describe_mask, find_border_color, measure_difference
 from ctseg.transforms import EvalTransform, Letterbox
 
 EXIF_ORIENTATION = 0x0112
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 # Formats that are read, whatever the file's name says. For some others Pillow would start a program.
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
+
+
+class MaskSet:
+    """All masks of a data set: together they tell what is background where one of them does not.
+
+    Args:
+        paths: the mask files; up to 64 of them are read, when they are first needed.
+    """
+
+    def __init__(self, paths: Sequence[Path] = ()):
+        self._paths, self._lock = list(paths), threading.Lock()
+        self._found: list[float | tuple[int, int, int]] | None = None
+
+    def find_background(self) -> float | tuple[int, int, int] | None:
+        """The lower gray value of most masks, or the color along the border of most; None if none tells."""
+        with self._lock:
+            if self._found is None:
+                sample = self._paths[:: math.ceil(len(self._paths) / 64) or 1]
+                votes = [vote for vote in map_threads(_find_own_background, sample) if vote is not None]
+                self._found = [value for value, _ in Counter(votes).most_common(1)]
+        return self._found[0] if self._found else None
+
+    def find_low(self, values: np.ndarray) -> float:
+        """The background's value in a mask as `read_mask_values` returns it."""
+        low, high = values.min(), values.max()
+        if low == 0 and (high > 0 or values.dtype.kind == "u"):
+            return 0.0
+        background = self.find_background()
+        if isinstance(background, tuple):
+            return 0.0
+        if background is None or len(np.unique(values)) == 2:
+            return float(low if low < high else min(0, low))
+        return min(float(low), background) if low < high else background
+
+
+def _find_own_background(path: Path) -> float | tuple[int, int, int] | None:
+    """A gray mask's lower value, or the color along a color mask's border; None if the mask does not tell."""
+    try:
+        pixels = read_mask_pixels(path)
+    except ValueError:  # `read_mask` will name the file
+        return None
+    if pixels.ndim == 3 and not _is_gray(pixels):
+        return find_border_color(pixels)
+    return float(pixels.min()) if pixels.min() < pixels.max() else None
 
 
 @dataclass(frozen=True)
@@ -30,17 +77,27 @@ class Case:
     image_id: str
     image: Path
     mask: Path | None = None
+    mask_set: MaskSet | None = field(default=None, compare=False, repr=False)  # that the mask is one of
+
+
+def printable(name: str | Path) -> str:
+    r"""A file's name, with escapes for bytes that are not UTF-8, as archives from other systems have them.
+
+    >>> print(printable("l\udce9sion"))
+    l\xe9sion
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:
-    """Image files of a folder by stem, in the order of the stems; {} if the folder is missing.
+    """Image files of a folder by stem, as `printable` gives it, in order; {} if the folder is missing.
 
     Hidden files and other types are ignored.
     """
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-            found.setdefault(path.stem, []).append(path)
+            found.setdefault(printable(path.stem), []).append(path)
     return dict(sorted(found.items()))
 
 
@@ -66,7 +123,8 @@ def find_cases(root: Path, subset: str) -> list[Case]:
         return [Case(stem, paths[0]) for stem, paths in images.items()]
     _refuse(f"images without a mask of the same stem in {MASK_FOLDER}", images.keys() - masks.keys())
     _refuse(f"masks without an image of the same stem in {folder}", masks.keys() - images.keys())
-    return [Case(stem, paths[0], masks[stem][0]) for stem, paths in images.items()]
+    mask_set = MaskSet([masks[stem][0] for stem in images])
+    return [Case(stem, paths[0], masks[stem][0], mask_set) for stem, paths in images.items()]
 
 
 def _refuse(what: str, names: Iterable[str]) -> None:
@@ -90,25 +148,67 @@ def abridge(names: Iterable[str]) -> str:
 def opened(path: Path) -> Iterator[Image.Image]:
     """Open an image file; any problem with it that shows in the block is a ValueError that names it."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        # As a file: by its name, Pillow would map a plain TIFF into memory and ignore its orientation.
+        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
             yield image
     except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
+        reason = ValueError(_explain(path)) if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
-            f"cannot read {path}: {error}; replace the file, or remove the image together with its mask"
-        ) from error
+            f"cannot read {printable(path)}: {reason}; replace the file, or remove the image together with "
+            "its mask"
+        ) from reason
+
+
+def _explain(path: Path) -> str:
+    """Why Pillow cannot identify a file."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(8)
+            tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+            file.seek(tags.next)
+            tags.load(file)
+        bits, kinds = tags[TiffImagePlugin.BITSPERSAMPLE], tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+        numbers = {1: "unsigned integers", 2: "signed integers", 3: "floating point"}.get(kinds[0], "numbers")
+        found = f"it is a TIFF with {len(bits)} channel(s) of {bits[0]}-bit {numbers}"
+        return f"{found}; expected 8 or 16 bits, or 32-bit floating point with one channel"
+    except Exception:  # it is not a TIFF, or one too damaged to tell
+        return f"cannot identify its type; expected one of {', '.join(_FORMATS)}"
+
+
+def find_orientation(image: Image.Image) -> int:
+    """The number in an image's orientation tag, 1 (upright) to 8; 1 for none and for any other number."""
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Read (H, W) from an image's header, as it is after its EXIF rotation."""
+    """Read (H, W) of an image as `read_image` returns it: from its header, with its orientation tag."""
     with opened(path) as image:
+        orientation = find_orientation(image)
+        if image.format == "TIFF" and orientation > 1:
+            # Versions of Pillow differ in when they exchange the axes.
+            image = ImageOps.exif_transpose(image)
+            orientation = 1
         width, height = image.size
-        transposed = image.getexif().get(EXIF_ORIENTATION, 1) >= 5  # orientations 5 to 8 exchange the axes
-    return (width, height) if transposed else (height, width)
+    return (width, height) if orientation >= 5 else (height, width)  # 5 to 8 exchange the axes
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image has more than 8 bits per channel."""
+    """Whether a gray image has more than 8 bits."""
     return image.mode.startswith(("I", "F"))
+
+
+def has_deep_colors(image: Image.Image) -> bool:
+    """Whether a color image, just opened, has 16 bits per channel, of which Pillow reads the upper 8."""
+    return not is_deep(image) and any(";16" in str(tile[3]) for tile in image.tile)
+
+
+def has_white_zero(image: Image.Image) -> bool:
+    """Whether an image is a TIFF in which 0 is white, so that Pillow returns the inverse of what is stored.
+
+    Of masks, some programs mean the stored values all the same, such as tifffile where it writes bool.
+    """
+    return image.format == "TIFF" and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def read_image(
@@ -170,43 +270,90 @@ def find_window(
     return float(percentiles[0] if low is None else low), float(percentiles[1] if high is None else high)
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Read a mask as bool (H, W): the upper of two values is foreground, anti-aliased edges are cut at half.
+def read_mask(path: Path, mask_set: MaskSet | None = None) -> np.ndarray:
+    """Read a mask as bool (H, W), upright.
+
+    Foreground is the upper of two gray values; in color, what is not the background (see `MaskSet`). Soft
+    edges are cut halfway.
+
+    Args:
+        mask_set: the masks that this one belongs to.
 
     Raises:
-        ValueError: the file cannot be decoded, or it holds several labels.
+        ValueError: the file cannot be decoded, or has several frames, labels, 16-bit colors, values that are
+            not finite, or its foreground in its alpha channel.
     """
-    values = read_mask_values(path)
-    kind = describe_mask(values)
-    if kind == "several labels":
+    values = read_mask_values(path, mask_set)
+    low = (mask_set or MaskSet()).find_low(values)
+    kind = describe_mask(values, low)
+    if kind in ("several labels", "an image"):
+        found = np.unique(values)[:5].tolist()
         raise ValueError(
-            f"mask {path} holds several labels {np.unique(values)[:5].tolist()}; expected two values such "
-            "as 0 and 255; merge labels"
+            f"mask {printable(path)} holds {kind}: {found}; expected two values such as 0 and 255; merge "
+            "labels, or export the mask again"
         )
-    return values > values.max() / 2
+    return values > (low + values.max()) / 2
 
 
-def read_mask_values(path: Path) -> np.ndarray:
-    """Read the stored gray values of a mask, (H, W) of an integer dtype."""
-    with opened(path) as image:
-        return np.asarray(image if is_deep(image) else image.convert("L"))
+def read_mask_values(path: Path, mask_set: MaskSet | None = None) -> np.ndarray:
+    """Read a mask's values (H, W): as `find_mask_values` finds them in its pixels.
 
-
-def describe_mask(values: np.ndarray) -> str:
-    """Name a mask's kind: "empty", "full", "0/1", "0/255", "two values", "anti-aliased", "several labels".
-
-    Anti-aliasing leaves values between the extremes along edges only; a value between them that fills a whole
-    3 x 3 block is a label.
+    Raises:
+        ValueError: see `read_mask`; labels are not looked for.
     """
-    present = np.unique(values)
-    if present[-1] == 0:
-        return "empty"
-    if len(present) == 1:
-        return "full"
-    if len(present) == 2:
-        return {1: "0/1", 255: "0/255"}.get(int(present[-1]), "two values")
-    flat = ndimage.maximum_filter(values, 3) == ndimage.minimum_filter(values, 3)
-    return "several labels" if np.any(flat & (values > 0) & (values < present[-1])) else "anti-aliased"
+    return find_mask_values(read_mask_pixels(path), mask_set)
+
+
+def find_mask_values(pixels: np.ndarray, mask_set: MaskSet | None = None) -> np.ndarray:
+    """Gray values as they are; of colors (H, W, 3), their differences from the background's; (H, W)."""
+    if pixels.ndim == 2:
+        return pixels
+    background = mask_set.find_background() if mask_set else None
+    if not isinstance(background, tuple):
+        if _is_gray(pixels):
+            return pixels[..., 0]
+        background = find_border_color(pixels)
+    return measure_difference(pixels, background)
+
+
+def read_mask_pixels(path: Path) -> np.ndarray:
+    """Read the pixels of a mask, upright: (H, W) from a file of gray values, else uint8 (H, W, 3).
+
+    Raises:
+        ValueError: see `read_mask`.
+    """
+    with opened(path) as image:
+        if (n_frames := getattr(image, "n_frames", 1)) > 1:
+            raise ValueError(f"it has {n_frames} frames, expected one; merge them into one mask")
+        if has_deep_colors(image):
+            raise ValueError("it has 16 bits per channel in color; save it with 8")
+        is_white_zero = has_white_zero(image)
+        image = ImageOps.exif_transpose(image)
+        if is_deep(image):
+            values = np.asarray(image)
+            if not np.isfinite(values).all():
+                raise ValueError("it contains NaN or infinite values; write 0 for background")
+            return values
+        if image.mode in ("1", "L"):
+            values = np.asarray(image.convert("L"))
+            inverted = is_white_zero and find_border_color(values[..., None])[0] > 127
+            return 255 - values if inverted else values
+        rgba = np.asarray(image.convert("RGBA"))
+        if _is_constant(rgba[..., :3]) and not _is_constant(rgba[..., 3:]):
+            raise ValueError("it is painted in its alpha channel; save that channel as the mask")
+        if image.mode == "P" and _is_constant(rgba[..., :3]):
+            return np.asarray(image)  # a palette without colors
+        return rgba[..., :3]
+
+
+def _is_constant(pixels: np.ndarray) -> bool:
+    """Whether all pixels of (H, W, C) are the same."""
+    return bool((pixels == pixels[:1, :1]).all())
+
+
+def _is_gray(colors: np.ndarray) -> bool:
+    """Whether all channels of (H, W, 3) are the same."""
+    return bool((colors == colors[..., :1]).all())
 
 
 def map_threads(function: Callable, items: Iterable) -> Iterator:
@@ -240,11 +387,11 @@ class SegmentationDataset(Dataset):
         case = self.cases[index]
         size = read_size(case.image)
         image = read_image(case.image, min_size=self.transform.target_size, window=self.window)
-        mask = None if case.mask is None else read_mask(case.mask)
+        mask = None if case.mask is None else read_mask(case.mask, case.mask_set)
         if mask is not None and mask.shape != size:
             raise ValueError(
-                f"mask {case.mask} is {mask.shape}, its image {case.image} is {size} (H, W); export the "
-                "mask again at the image's size"
+                f"mask {printable(case.mask)} is {mask.shape}, its image {printable(case.image)} is {size} "
+                "(H, W); export the mask again at the image's size"
             )
         return image, mask, size
 
@@ -269,6 +416,14 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.cases)
 
+    def describe(self) -> list[str]:
+        """Each case's id, its size and its mask's pixels: what tells it from other data sets' cases."""
+        sizes = [letterbox.original_size for letterbox in self.letterboxes]
+        return [
+            f"{case.image_id} {height}x{width} {round(area * height * width)}"
+            for case, (height, width), area in zip(self.cases, sizes, self.areas)
+        ]
+
     def select(self, indices: Sequence[int]) -> "TrainingSet":
         """The cases at `indices`, copied."""
         cases, letterboxes = ([values[i] for i in indices] for values in (self.cases, self.letterboxes))
@@ -278,12 +433,22 @@ class TrainingSet:
 
 
 def load_training_set(dataset: SegmentationDataset) -> TrainingSet:
-    """Read a data set with masks into memory: 4 S² bytes per image, 0.28 GB for 1,087 images at 256."""
+    """Read a data set with masks into memory: 4 S² bytes per image, 0.28 GB for 1,087 images at 256.
+
+    Raises:
+        ValueError: all masks are empty, or all are full: there is nothing to learn.
+    """
 
     def load(index: int) -> tuple[Tensor, Tensor, Letterbox, float]:
         image, mask, size = dataset.read(index)
         return *dataset.transform(image, mask, size), mask.mean()
 
     images, targets, letterboxes, areas = zip(*map_threads(load, range(len(dataset))))
+    if set(areas) in ({0}, {1}):
+        kind = "full" if areas[0] else "empty"
+        raise ValueError(
+            f"all {len(dataset)} masks are {kind}, such as {printable(dataset.cases[0].mask)}; expected "
+            "regions to learn; export the masks again, see 01_eda"
+        )
     tensors = torch.stack(images), torch.stack(targets)
     return TrainingSet(*tensors, dataset.cases, list(letterboxes), np.array(areas))

@@ -30,7 +30,7 @@ def _describe_case(case: Case, window: tuple[float, float] | None) -> dict:
         "aspect": height / width,
         **{f"mean_{channel}": float(value) for channel, value in zip("rgb", pixels.mean(axis=0))},
         **{f"std_{channel}": float(value) for channel, value in zip("rgb", pixels.std(axis=0))},
-        "mask_area": None if case.mask is None else float(read_mask(case.mask).mean()),
+        "mask_area": None if case.mask is None else float(read_mask(case.mask, case.mask_set).mean()),
     }
 
 
@@ -45,7 +45,7 @@ def tabulate_round_trip(cases: Sequence[Case], target_sizes: Sequence[int]) -> l
 
 def _round_trips(case: Case, target_size: int) -> tuple[float, float]:
     """Dice of a case's mask after the round trip, with the late threshold and with the early one."""
-    mask = read_mask(case.mask)
+    mask = read_mask(case.mask, case.mask_set)
     return round_trip_dice(mask, target_size), round_trip_dice(mask, target_size, early=True)
 
 

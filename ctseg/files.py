@@ -4,6 +4,8 @@ import csv
 import fcntl
 import json
 import os
+import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +23,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         OSError: it cannot be written, for instance because the disk is full or mounted read-only; the old
             content of `path` is intact.
     """
-    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")  # two processes may open one run at once
+    # Two processes may open one run at once, and a long name leaves no room for more.
+    name = f"{PARTIAL}{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}{path.suffix}"
+    partial = path.with_name(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -57,10 +61,16 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
+def print_anywhere() -> None:
+    """Let this program print to any terminal: what its encoding lacks is written as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+
+
 def write_text(text: str, path: Path) -> None:
     """Write UTF-8 text atomically."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(content: dict, path: Path) -> None:
@@ -75,7 +85,10 @@ def read_json(path: Path) -> dict:
 
 def write_csv(rows: list[dict], path: Path) -> None:
     """Write rows with the keys of the first as columns, atomically; no rows make an empty file."""
-    with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(path) as partial,
+        open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
         if rows:
             writer.writeheader()

@@ -20,8 +20,8 @@ import torch
 from ctseg.config import Config
 from ctseg.data import TrainingSet, load_training_set
 from ctseg.device import find_device
-from ctseg.files import read_csv, read_json, write_text
-from ctseg.model import UNet, load_weights
+from ctseg.files import print_anywhere, read_csv, read_json, write_text
+from ctseg.model import UNet, load_weights, read_trained_on
 from ctseg.predict import write_oof
 from ctseg.runs import make_dataset, make_network
 from ctseg.seeds import make_seed
@@ -94,7 +94,12 @@ def _train_in_process(run_dir: Path, free: SimpleQueue, fold: int, *, budget_sec
     python_path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": python_path}
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="backslashreplace",
     ) as worker:
         for line in worker.stdout:
             print(line, end="", flush=True)
@@ -135,10 +140,22 @@ def train_fold(
     seed = (config.seed, fold)
     torch.manual_seed(make_seed(*seed))  # the initial weights
     learner = Learner(make_network(config), config, find_device())
+    if config.weights not in ("", "default"):
+        _report_seen(validation, Path(config.weights), fold)
     with _explained_memory(config.batch_size):
         train_model(learner, train, validation, fold_dir, seed=seed, budget_seconds=budget_seconds)
         load_weights(learner.model, fold_dir / "best_unet_model.pth")
         write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta)
+
+
+def _report_seen(validation: TrainingSet, weights: Path, fold: int) -> None:
+    """Print a line if the weights that training starts from were trained on validation images."""
+    if seen := read_trained_on(weights) & set(validation.describe()):
+        print(
+            f"fold{fold} validation is not independent: {weights} was trained on {len(seen)} of its "
+            f"{len(validation)} images; start from other weights, or do not trust its score",
+            flush=True,
+        )
 
 
 @contextmanager
@@ -189,4 +206,5 @@ def _work(run_dir: Path, budget_seconds: float | None, fold: int) -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     _work(Path(sys.argv[1]), float(sys.argv[2]) or None, int(sys.argv[3]))

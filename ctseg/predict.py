@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ctseg.data import Case, SegmentationDataset, TrainingSet, map_threads, read_mask
+from ctseg.data import Case, MaskSet, SegmentationDataset, TrainingSet, map_threads, read_mask
 from ctseg.device import MEMORY_FORMAT, autocast, choose_precision
 from ctseg.files import atomic_path, lock_folder
 from ctseg.metrics import dice_score
@@ -105,7 +105,10 @@ def read_masks(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 def score_masks(folder: Path, true_masks: Path) -> dict[str, float]:
     """Dice of every `<image_id>.png` of `folder` with its namesake in `true_masks`, {image_id: Dice}."""
     paths = sorted(folder.glob("[!.]*.png"))
-    return {path.stem: dice_score(read_mask(path), read_mask(true_masks / path.name)) for path in paths}
+    true_set = MaskSet([true_masks / path.name for path in paths])
+    return {
+        path.stem: dice_score(read_mask(path), read_mask(true_masks / path.name, true_set)) for path in paths
+    }
 
 
 def write_oof(path: Path, model: nn.Module, validation: TrainingSet, *, tta: str = "none") -> None:
@@ -156,7 +159,11 @@ class OutOfFold:
     def read(self, index: int) -> tuple[np.ndarray, Letterbox, np.ndarray]:
         """Return (probability float32 (S, S) in [0, 1], letterbox, true mask bool (H, W)) of a prediction."""
         probability = self.probabilities[index].astype(np.float32) / 255
-        return probability, self.letterboxes[index], read_mask(self.cases[index].mask)
+        return (
+            probability,
+            self.letterboxes[index],
+            read_mask(self.cases[index].mask, self.cases[index].mask_set),
+        )
 
     def score(self, candidate: PostProcess) -> np.ndarray:
         """Return a candidate's Dice of every case at its own size, (N,) in [0, 1]."""

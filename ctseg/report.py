@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from nbconvert import HTMLExporter
 
-from ctseg.files import read_csv, read_json, write_json, write_text
+from ctseg.files import print_anywhere, read_csv, read_json, write_json, write_text
 from ctseg.metrics import bootstrap_interval
 
 
@@ -102,5 +102,6 @@ def print_summary(run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     write_report(Path(sys.argv[1]))
     print_summary(Path(sys.argv[1]))

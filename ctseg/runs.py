@@ -14,7 +14,7 @@ from ctseg.config import NAMES, Config, check_names, fill_settings
 from ctseg.contest import KAGGLE_INPUT
 from ctseg.data import SegmentationDataset, find_cases, find_window
 from ctseg.files import read_json, write_json
-from ctseg.model import UNet, check_encoder, find_pretrained, make_model
+from ctseg.model import UNet, check_encoder, make_model
 from ctseg.paths import find_data_root, find_run_dir, find_weights_file
 from ctseg.transforms import EvalTransform
 
@@ -120,6 +120,9 @@ def _complete(parameters: Mapping[str, Any], stored: Mapping[str, Any] | None = 
 def open_run(config: Config) -> Path:
     """Return the run's folder with its `config.json`, made if it is new.
 
+    A window for 16-bit images is no difference where all training images have 8 bits: test images may have
+    more, and need one.
+
     Raises:
         ValueError: the folder holds a run with other settings; it is left as it is.
     """
@@ -129,17 +132,22 @@ def open_run(config: Config) -> Path:
     if not path.is_file():
         write_json(settings | {"run": config.run}, path)
     stored = read_json(path)
-    differing = [
-        f"{name}: got {value!r}, stored {stored.get(name)!r}"
-        for name, value in settings.items()
-        if value != stored.get(name)
-    ]
-    if differing:
+    differing = [name for name, value in settings.items() if value != stored.get(name)]
+    only_window = set(differing) <= {"window_low", "window_high"}
+    if differing and (not only_window or _uses_window(config)):
+        found = "; ".join(
+            f"{name}: got {settings[name]!r}, stored {stored.get(name)!r}" for name in differing
+        )
         raise ValueError(
-            f"{run_dir} holds a run with other settings ({'; '.join(differing)}); choose another run name, "
+            f"{run_dir} holds a run with other settings ({found}); choose another run name, "
             f"or pass its own settings with papermill's '-f {path}'"
         )
     return run_dir
+
+
+def _uses_window(config: Config) -> bool:
+    """Whether training images have 16 bits."""
+    return find_window(find_cases(Path(config.data_root), "train")) is not None
 
 
 def make_dataset(config: Config, subset: str) -> SegmentationDataset:
@@ -159,24 +167,18 @@ def make_network(config: Config, weights: Path | None = None) -> UNet:
     Raises:
         FileNotFoundError: no such file, or torchvision's own weights are nowhere and cannot be downloaded.
     """
-    if weights is None and config.weights == "default":
-        weights = _find_default_weights(config.encoder)
-    elif weights is None and config.weights:
-        weights = Path(config.weights)
-    return make_model(
-        config.encoder,
-        width=config.width,
-        depth=config.depth,
-        dropout=(config.bottleneck_dropout, config.decoder_dropout),
-        weights=weights,
-    )
-
-
-def _find_default_weights(encoder: str) -> Path:
-    """Find torchvision's own weights of an encoder, on Kaggle among the attached files too."""
     try:
-        return find_pretrained(encoder, KAGGLE_INPUT)
+        return make_model(
+            config.encoder,
+            width=config.width,
+            depth=config.depth,
+            dropout=(config.bottleneck_dropout, config.decoder_dropout),
+            weights=weights or config.weights,
+            attached=KAGGLE_INPUT,
+        )
     except FileNotFoundError as error:
+        if weights or config.weights != "default":
+            raise
         raise FileNotFoundError(
             f"{error}; on Kaggle turn the internet on, or attach a data set or model that contains the file "
             "(dataset_sources or model_sources in kernel-metadata.json)"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.contest import COLUMNS, EMPTY_MASK, ID_COLUMN, IMAGE_FOLDERS, MASK_COLUMN, MASK_FOLDER, PIXEL_ORDER
-from ctseg.data import Case, abridge, find_files, read_mask, read_size
+from ctseg.data import Case, MaskSet, abridge, find_files, read_mask, read_size
 from ctseg.files import atomic_path
 
 _AGAIN = "write it again with notebook 04"
@@ -172,6 +172,7 @@ def check_contest_files(root: Path) -> None:
             wrong order.
     """
     masks = {stem: paths[0] for stem, paths in find_files(root / MASK_FOLDER).items()}
+    mask_set = MaskSet(list(masks.values()))
     for path in sorted([*root.glob("*.csv"), *root.parent.glob("*.csv")]):
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = _make_reader(file)
@@ -180,7 +181,7 @@ def check_contest_files(root: Path) -> None:
             _check_sample(path, _columns(reader), {row[ID_COLUMN] for row in rows}, root)
         for row in rows:
             if row[ID_COLUMN] in masks:
-                _check_code(path, row, read_mask(masks[row[ID_COLUMN]]))
+                _check_code(path, row, read_mask(masks[row[ID_COLUMN]], mask_set))
 
 
 def _check_sample(path: Path, columns: Sequence[str], ids: set[str], root: Path) -> None:

@@ -83,17 +83,20 @@ def train_model(
             )
             row |= {"val_dice": float(scores.mean()), "seconds": time.perf_counter() - started}
             history.append(row)
-            _write_epoch(learner, history, total_steps, fold_dir)
+            _write_epoch(learner, history, total_steps, fold_dir, train.describe())
             print(f"{fold_dir.name} {_describe_epoch(row, len(steps))}", flush=True)
             check_budget(history, n_epochs=len(steps), budget_seconds=budget_seconds, name=fold_dir.name)
     return history
 
 
-def _write_epoch(learner: "Learner", history: list[dict], total_steps: int, fold_dir: Path) -> None:
+def _write_epoch(
+    learner: "Learner", history: list[dict], total_steps: int, fold_dir: Path, trained_on: list[str]
+) -> None:
     """Write the files of a fold after an epoch, each of them whole: weights to keep, checkpoint, history."""
     row = history[-1]
     if find_kept(history, learner.config.keep) is row:
-        write_torch({"state_dict": learner.model.state_dict(), **row}, fold_dir / "best_unet_model.pth")
+        kept = {"state_dict": learner.model.state_dict(), **row, "trained_on": trained_on}
+        write_torch(kept, fold_dir / "best_unet_model.pth")
     checkpoint = {"learner": learner.state_dict(), "total_steps": total_steps, "history": history}
     write_torch(checkpoint, fold_dir / "last.pth")
     write_csv(history, fold_dir / "history.csv")
@@ -209,7 +212,10 @@ def evaluate_model(
 
     def score(index: int) -> float:
         case, letterbox = validation.cases[index], validation.letterboxes[index]
-        true_mask, pred_mask = read_mask(case.mask), letterbox.undo(probabilities[index]) > threshold
+        true_mask, pred_mask = (
+            read_mask(case.mask, case.mask_set),
+            letterbox.undo(probabilities[index]) > threshold,
+        )
         if picture_dir and index < _N_PICTURES:
             path = picture_dir / f"{case.image_id}.png"
             _write_picture(path, validation.images[index], letterbox, true_mask, pred_mask)

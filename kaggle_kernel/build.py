@@ -23,7 +23,7 @@ from papermill.parameterize import parameterize_notebook
 
 from ctseg.config import Config, fill_settings, parse_value
 from ctseg.contest import SLUG
-from ctseg.files import read_json, write_json, write_text
+from ctseg.files import print_anywhere, read_json, write_json, write_text
 from ctseg.model import check_encoder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -369,4 +369,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     main()

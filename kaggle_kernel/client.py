@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ctseg.contest import SLUG
 from ctseg.data import find_cases
-from ctseg.files import read_json
+from ctseg.files import print_anywhere, read_json
 from ctseg.paths import find_data_root, find_repository, find_run_dir
 from ctseg.report import describe_environment
 from ctseg.submission import check_submission
@@ -138,4 +138,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     main()

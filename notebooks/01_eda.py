@@ -49,7 +49,7 @@ config
 # was found.
 
 # %%
-problems = check_dataset(config.data_root)
+problems = check_dataset(config.data_root, has_window=None not in (config.window_low, config.window_high))
 write_csv(problems, run_dir / "data_check.csv")
 table(problems)
 

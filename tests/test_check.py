@@ -3,19 +3,23 @@
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REAL_DATA, needs_real_data, save_image, write_pair
+from conftest import REAL_DATA, REPOSITORY, needs_real_data, save_image, write_pair
 from PIL import Image
+from scipy import ndimage
 
 from ctseg import check
 from ctseg.check import check_dataset, measure_shift
 from ctseg.data import (
     SegmentationDataset,
     find_cases,
+    find_window,
     load_training_set,
     read_image,
     read_mask,
@@ -106,6 +110,11 @@ def add_label(mask: np.ndarray) -> np.ndarray:
     return mask // 2 + np.uint8(60) * (np.indices(mask.shape)[0] < 40)
 
 
+def outline(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask next to its edge."""
+    return mask - mask * ndimage.binary_erosion(mask, iterations=2)
+
+
 def soften(mask: np.ndarray) -> np.ndarray:
     """A mask exported at half its size and enlarged again."""
     return np.asarray(Image.fromarray(mask[::2, ::2].copy()).resize(mask.shape[::-1]))
@@ -167,6 +176,16 @@ ERRORS = {
     "rotated by EXIF, mask not rotated": (MASK, "rotated by an EXIF tag", lambda r: rotate_by_exif(r, 6)),
     "mask transposed": (MASK, "it is transposed", lambda r: save(r, MASK, load(r).T.copy())),
     "mask of another size": (MASK, "but its image is", lambda r: save(r, MASK, load(r)[::2, ::2].copy())),
+    "a mask in its alpha channel": (
+        MASK,
+        "painted in its alpha channel",
+        lambda r: save(r, MASK, np.stack([load(r) * 0] * 3 + [load(r)], axis=2)),
+    ),
+    "16 bits among 8, in the test images": (
+        TEST,
+        "more than 8 bits, where the training images have 8",
+        lambda r: save(r, TEST, load(r, TEST)[..., 0].astype(np.uint16) * 9, format="PNG"),
+    ),
     "three values": (MASK, "several labels", lambda r: save(r, MASK, add_label(load(r)))),
     "no mask": (IMAGE, "image without a mask", lambda r: (r / MASK).unlink()),
     "no image": (MASK, "mask without an image", lambda r: (r / IMAGE).unlink()),
@@ -209,25 +228,30 @@ ERRORS = {
 WARNINGS = {
     "another type than its name says": (
         IMAGE,
-        "a PNG file, not JPEG",
+        "not the type that its name says: PNG, not JPEG",
         lambda r: save(r, IMAGE, load(r, IMAGE), format="PNG"),
     ),
     "CMYK": (IMAGE, "CMYK colors", lambda r: save(r, IMAGE, load(r, IMAGE), "CMYK")),
     "palette": (TEST, "P colors", lambda r: save(r, TEST, load(r, TEST), "P", format="PNG")),
     "gray with alpha": (TEST, "LA colors", lambda r: save(r, TEST, load(r, TEST), "LA", format="PNG")),
-    "16 bits among 8": (
-        TEST,
+    "16 bits among 8, in training": (
+        IMAGE,
         "more than 8 bits",
-        lambda r: save(r, TEST, load(r, TEST)[..., 0].astype(np.uint16) * 9, format="PNG"),
+        lambda r: save(r, IMAGE, load(r, IMAGE)[..., 0].astype(np.uint16) * 9, format="PNG"),
     ),
-    "one pixel": (TEST, "only 1 × 1 pixels", lambda r: save(r, TEST, np.zeros((1, 1, 3), np.uint8))),
+    "8 bits among 16": (
+        "Train/Image",
+        "8 bits, where training images have more: train_000.jpg, train_001.jpg",
+        lambda r: save(r, IMAGE, load(r, IMAGE)[..., 0].astype(np.uint16) * 9, format="PNG"),
+    ),
+    "one pixel": (TEST, "very small: 1 × 1 pixels", lambda r: save(r, TEST, np.zeros((1, 1, 3), np.uint8))),
     "20,000 pixels wide": (
         TEST,
-        "very long, 20000 × 40",
+        "very long: 20000 × 40",
         lambda r: save(r, TEST, np.zeros((40, 20_000, 3), np.uint8)),
     ),
     "a single color": (TEST, "a single color", lambda r: save(r, TEST, np.full((80, 90, 3), 7, np.uint8))),
-    "upside down by EXIF": (IMAGE, "rotated by its EXIF tag", lambda r: rotate_by_exif(r, 3)),
+    "upside down by EXIF": (IMAGE, "rotated by its EXIF or TIFF tag", lambda r: rotate_by_exif(r, 3)),
     "mask shifted": (
         MASK,
         "fits its image better when it is moved",
@@ -240,16 +264,25 @@ WARNINGS = {
     ),
     "all masks inverted": ("Train/Mask", "most masks are foreground along the edge", invert_all_masks),
     "anti-aliased": (MASK, "anti-aliased", lambda r: save(r, MASK, soften(load(r)))),
-    "another foreground value": (MASK, "two values", lambda r: save(r, MASK, load(r) // 2)),
+    "another foreground value": (
+        "Train/Mask",
+        "masks of the values 0/255 (15), 0/127 (train_003.png); the upper value is foreground",
+        lambda r: save(r, MASK, load(r) // 2),
+    ),
     "a mask in color": (
-        MASK,
-        "two values",
+        "Train/Mask",
+        "0/255 (15), [0, 0, 0]/[255, 0, 0] (train_003.png)",
         lambda r: save(r, MASK, load(r)[..., None] * np.uint8([1, 0, 0])),
     ),
-    "a mask in its alpha channel": (
+    "a mask that draws an outline": (
         MASK,
-        "empty",
-        lambda r: save(r, MASK, np.stack([load(r) * 0] * 3 + [load(r)], axis=2)),
+        "only outlines are drawn; fill them",
+        lambda r: save(r, MASK, outline(load(r))),
+    ),
+    "a mask whose white is 0": (
+        MASK[:-3] + "tif",
+        "a TIFF whose white is 0; the value along its border",
+        lambda r: (save(r, MASK[:-3] + "tif", load(r), tiffinfo={262: 0}), remove(r, MASK)),
     ),
     "empty": (MASK, "empty", lambda r: save(r, MASK, load(r) * 0)),
     "full": (MASK, "full", lambda r: save(r, MASK, load(r) * 0 + 255)),
@@ -330,8 +363,8 @@ def test_the_phantom_has_no_problems(phantom):
     assert check_dataset(phantom) == []
 
 
-def test_forty_kinds_of_damage_are_tried():
-    assert len(DAMAGE) >= 40
+def test_sixty_kinds_of_damage_are_tried():
+    assert len(DAMAGE) >= 60
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -347,7 +380,8 @@ def test_each_kind_of_damage_is_in_the_table_with_a_remedy(root, kind):
 def test_warnings_and_notes_do_not_stop_a_run(root, kind):
     *_, damage = DAMAGE[kind]
     damage(root)
-    dataset = SegmentationDataset(find_cases(root, "train"), EvalTransform(32))
+    cases = find_cases(root, "train")
+    dataset = SegmentationDataset(cases, EvalTransform(32), find_window(cases))
     assert len(load_training_set(dataset)) >= 12
 
 
@@ -384,17 +418,123 @@ def test_rows_alike_are_joined_and_errors_come_first(root):
     cut(root, TEST, 0.5)
     rows = check_dataset(root)
     assert [row["severity"] for row in rows] == ["error", "warning", "note"]
-    beginning = "two values: [0, 254]: train_000.png, train_001.png,"
-    assert rows[1]["file"] == "Train/Mask" and rows[1]["problem"].startswith(beginning)
-    assert rows[1]["problem"].endswith("… (16)")
+    assert rows[1]["file"] == "Train/Mask" and rows[1]["problem"] == "masks of the values 0/254 (16)"
+
+
+@pytest.mark.parametrize(
+    ("damage", "row"),
+    [
+        (lambda mask, n: mask[: 90 + n, :100], "of another size: train_000.png ((90, 100) but its image is"),
+        (lambda mask, n: mask * 0, "all masks are empty"),
+        (lambda mask, n: mask * 0 + 255, "all masks are full"),
+        (lambda mask, n: np.dstack([mask * 0] * 3 + [mask]), "cannot be read: it is painted in its alpha"),
+    ],
+)
+def test_one_fault_in_all_masks_is_one_row(root, damage, row):
+    for n, path in enumerate(sorted((root / "Train" / "Mask").iterdir())):
+        save(root, path, damage(load(root, path), n))
+    (found,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    assert found["file"] == "Train/Mask" and found["problem"].startswith(row)
+
+
+NAMES = {  # by kind, a mask's name for its image's number, and the image's
+    "suffix": ("ISIC_00{}_segmentation", "ISIC_00{}"),
+    "suffix with a space": ("benign ({}) mask", "benign ({})"),
+    "prefix": ("mask_{}", "img_{}"),
+    "another suffix": ("{}_msk", "{}_img"),
+    "words": ("case {} label v2", "case {} image"),
+    "prefix and suffix": ("seg-{}-final", "{}"),
+    "capitals": ("CASE_{}", "case_{}"),
+}
+
+
+def rename_all(root, mask_name, image_name, n=16):
+    """Give all training images and masks other names."""
+    for index in range(n):
+        rename(root, f"Train/Image/train_{index:03}.jpg", image_name.format(index + 10) + ".jpg")
+        rename(root, f"Train/Mask/train_{index:03}.png", mask_name.format(index + 10) + ".png")
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_masks_named_in_another_way_are_one_row_whose_command_renames_them(root, kind):
+    rename_all(root, *NAMES[kind])
+    (row,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    assert row["file"] == "Train/Mask" and row["problem"].startswith("masks named ")
+    assert row["problem"].endswith("… (16)")
+    command = row["remedy"].partition("in their folder: ")[2]
+    subprocess.run(["bash", "-euc", command], cwd=root / "Train/Mask", check=True)
+    assert [row for row in check_dataset(root) if row["severity"] == "error"] == []
+
+
+def test_the_suffix_of_misnamed_masks_is_named(root):
+    rename_all(root, *NAMES["suffix"])
+    (row,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    beginning = "masks named <id>_segmentation for the image <id>: ISIC_0010_segmentation, ISIC_0011"
+    assert row["problem"].startswith(beginning)
+
+
+def test_several_masks_of_an_image_are_to_be_merged(root):
+    rename_all(root, "benign ({})_mask", "benign ({})")
+    for new in ("benign (12)_mask_1.png", "benign (12)_mask_2.png"):
+        shutil.copy(root / "Train/Mask/benign (12)_mask.png", root / "Train/Mask" / new)
+    errors = [row for row in check_dataset(root) if row["severity"] == "error"]
+    several = [row["file"] for row in errors if row["problem"] == "one of several masks of an image"]
+    assert several == [f"Train/Mask/benign (12)_mask{end}.png" for end in ("", "_1", "_2")]
+    assert all(
+        row["remedy"].startswith("merge them into one file") for row in errors if row["file"] in several
+    )
+    assert [row["problem"][:48] for row in errors if row["file"] == "Train/Mask"] == [
+        "masks named <id>_mask for the image <id>: benign"
+    ]
+
+
+def test_a_second_mask_next_to_the_right_one_is_to_be_merged(root):
+    shutil.copy(root / MASK, root / "Train/Mask/train_003_2.png")
+    (row,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    assert row["file"] == "Train/Mask/train_003_2.png" and row["remedy"].startswith("merge them")
+
+
+def test_a_number_is_not_cut_where_names_are_matched(root):
+    rename(root, MASK, "train_0030.png")
+    rows = {(row["file"], row["problem"]) for row in check_dataset(root) if row["severity"] == "error"}
+    assert rows == {(IMAGE, "image without a mask"), ("Train/Mask/train_0030.png", "mask without an image")}
+
+
+def test_a_window_that_is_given_serves_deep_test_images(root):
+    save(root, TEST, load(root, TEST)[..., 0].astype(np.uint16) * 9, format="PNG")
+    rows = check_dataset(root, has_window=True)
+    assert {row["severity"] for row in rows} == {"warning"}
+
+
+def test_negative_values_stored_as_large_ones_are_found(root):
+    for name in (IMAGE, TEST):
+        values = load(root, name)[..., 0].astype(np.int16) * 12 - 1024
+        save(root, name, values.view(np.uint16), format="PNG")
+    found = {row["file"] for row in check_dataset(root) if row["problem"].startswith("negative values")}
+    assert found == {IMAGE, TEST}
+    save(root, TEST, load(root, TEST) // 2, format="PNG")
+    found = {row["file"] for row in check_dataset(root) if row["problem"].startswith("negative values")}
+    assert found == {IMAGE}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_the_program_prints_to_any_terminal(root, encoding):
+    os.rename(root / MASK, os.fsencode(root / "Train/Mask") + b"/l\xe9sion.png")
+    save(root, "Train/Mask/train_001.png", load(root, "Train/Mask/train_001.png")[:50, :60])
+    done = subprocess.run(
+        [sys.executable, "-m", "ctseg.check", str(root)],
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+    )
+    assert done.returncode == 1 and b"Train/Mask/l\\xe9sion.png: mask without an image" in done.stdout, done
 
 
 def test_a_copy_is_found_within_train_and_across_to_test(tiny):
     write_pair(tiny, "copy", load(tiny, "Train/Image/case_0.png"), np.zeros((30, 40), np.uint8))
     shutil.copy(tiny / "Train/Image/case_2.png", tiny / "Test/Image/again.png")
     found = {(row["severity"], row["file"]): row["problem"] for row in check_dataset(tiny)}
-    assert found["warning", "Train/Image/copy.png"] == "nearly the same image as Train/Image/case_0.png"
-    assert found["warning", "Test/Image/again.png"] == "nearly the same image as Train/Image/case_2.png"
+    assert found["warning", "Train/Image/copy.png"] == "nearly the same image: as Train/Image/case_0.png"
+    assert found["warning", "Test/Image/again.png"] == "nearly the same image: as Train/Image/case_2.png"
 
 
 def test_agreeing_codes_and_a_sample_submission_raise_nothing(root):

@@ -65,6 +65,8 @@ def test_rows_and_json_come_back_as_they_were_written(tmp_path):
     assert read_csv(tmp_path / "rows.csv") == rows
     write_csv([], tmp_path / "none.csv")
     assert read_csv(tmp_path / "none.csv") == []
+    write_csv([{"file": "l\udce9sion"}], tmp_path / "odd.csv")
+    assert read_csv(tmp_path / "odd.csv") == [{"file": "l\\udce9sion"}]
     content = {"lr": 1e-4, "fold": None, "text": "größer", "list": [1, True]}
     write_json(content, tmp_path / "a.json")
     assert read_json(tmp_path / "a.json") == content

@@ -124,6 +124,19 @@ def test_out_of_fold_predictions_are_by_the_weights_kept(phantom, make_run, monk
     assert np.abs(kept.probabilities / 255 - np.array(again)).max() <= 0.5 / 255 + 1e-5
 
 
+def test_start_weights_that_saw_the_validation_images_are_said_to_have(make_run, capsys):
+    config, run_dir = make_run("first")
+    train_folds(config, run_dir)
+    weights = str(run_dir / "fold1" / "best_unet_model.pth")
+    capsys.readouterr()
+    train_folds(*make_run("second", weights=weights))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "independent" in line]
+    (line,) = lines
+    assert line.startswith(
+        f"fold0 validation is not independent: {weights} was trained on 12 of its 12 images;"
+    )
+
+
 def test_a_gpu_without_memory_is_an_error_with_a_batch_size(make_run, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")

@@ -278,6 +278,16 @@ def test_the_window_of_16_bit_images_comes_from_training_images(tiny):
     assert make_dataset(make_config(data_root=str(tiny), window_low=7), "test").window == (7, high)
 
 
+def test_a_window_may_be_given_later_where_training_used_none(tiny):
+    settings = {"data_root": str(tiny), "run": "later"}
+    run_dir = open_run(make_config(**settings))
+    config = make_config_of_run(run="later", window_low=0, window_high=5000)
+    assert open_run(config) == run_dir and make_dataset(config, "test").window == (0, 5000)
+    save_image(tiny / "Train/Image/case_1.png", np.arange(1200, dtype=np.uint16).reshape(30, 40))
+    with pytest.raises(ValueError, match="other settings .window_low: got 0, stored None; window_high"):
+        open_run(config)
+
+
 RESNET = Config(encoder="resnet18", weights="default", width=4)
 
 
