@@ -15,7 +15,8 @@ The flow, in the order in which an image passes; start reading at `train.train_m
     masks.py        what the values of a mask mean: foreground, soft edges, labels
     transforms.py   into the square and back: geometry that undoes itself
     augment.py      random changes of whole batches, on the device that trains
-    model.py        U-Nets over any encoder, and their weights files
+    model.py        U-Nets over any encoder
+    weights.py      weights files: torchvision's, other people's, the kit's own
     device.py       device, precision, GPU check
     losses.py       BCE and soft Dice on logits
     metrics.py      Dice of each image, intervals for the mean

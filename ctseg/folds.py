@@ -21,12 +21,13 @@ from ctseg.config import Config
 from ctseg.data import TrainingSet, load_training_set
 from ctseg.device import find_device
 from ctseg.files import print_anywhere, read_csv, read_json, write_text
-from ctseg.model import UNet, load_weights, read_trained_on
+from ctseg.model import UNet
 from ctseg.predict import write_oof
 from ctseg.runs import make_dataset, make_network
 from ctseg.seeds import make_seed
 from ctseg.split import split_cases
 from ctseg.train import Learner, train_model
+from ctseg.weights import load_weights, read_trained_on
 
 
 def train_folds(

@@ -1,12 +1,6 @@
 """Networks: each one is a U-Net that maps an RGB batch of any size to one logit per pixel."""
 
-import pickle
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from ctseg.files import atomic_path
+from ctseg.weights import load_weights, make_pretrained
 
 _ENCODERS = ("unet", *torchvision.models.list_models(module=torchvision.models))
 STRIDES = (2, 4, 8, 16, 32)  # of the feature maps that a U-Net takes from a classification backbone
@@ -23,10 +17,6 @@ _GOOD_BACKBONES = (
 )
 # Mean and standard deviation of channels in [0, 1], as all of torchvision's weights expect them but one.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_EXPECTED = (
-    "expected a file written by this kit, such as best_unet_model.pth, or the state_dict of a backbone; save "
-    "that alone"
-)
 
 
 def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -235,191 +225,3 @@ def _make_encoder(name: str, backbone: nn.Module) -> BackboneEncoder:
     """An encoder of torchvision's, normalizing images as torchvision's own weights for it expect."""
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     return BackboneEncoder(backbone, tuple(transform.mean), tuple(transform.std))
-
-
-def make_pretrained(encoder: str, attached: Path | None = None) -> nn.Module:
-    """Build torchvision's backbone with its own weights, by torchvision's own loader.
-
-    The file is taken from torch's cache, else from anywhere below the folder `attached`, else downloaded.
-
-    Raises:
-        ValueError: torchvision has no weights for it, or the file is damaged.
-        FileNotFoundError: the file is nowhere and cannot be downloaded.
-    """
-    if encoder not in _ENCODERS[1:]:
-        raise ValueError(
-            f"weights 'default': torchvision has none for {encoder!r}; pass a file, or '' for scratch"
-        )
-    name = torchvision.models.get_model_weights(encoder).DEFAULT.url.rpartition("/")[2]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
-    found = [] if attached is None else sorted(attached.glob(f"**/{name}"))
-    if found and not cached.is_file():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):  # another process was faster
-            cached.symlink_to(found[0].resolve())
-    again = f"delete {cached}, so that it is downloaded again"
-    if cached.is_file():
-        read_torch(cached, fix=again)  # torchvision's loader would run what it holds
-    try:
-        return torchvision.models.get_model(encoder, weights="DEFAULT")
-    except OSError as error:
-        raise FileNotFoundError(
-            f"no weights file {name} for {encoder}: looked in {cached.parent} and below {attached}, and it "
-            f"cannot be downloaded ({error}); pass weights as the path of the file"
-        ) from error
-    except RuntimeError as error:
-        what = str(error).splitlines()[0]  # the others list every tensor
-        raise ValueError(f"{cached} is not torchvision's file for {encoder}: {what}; {again}") from error
-
-
-def load_weights(model: UNet, path: Path) -> None:
-    """Load a file into `model`: a whole network as training saved it, or a backbone.
-
-    A file may be torchvision's, old or new, or anyone's with the same tensors: their names may have a prefix
-    ("module.", "encoder." …), they may be nested ("state_dict", "model" …; the first that fit are taken), of
-    half precision, and without the counters of batch normalization.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or its tensors do not fit the model.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}; train first (03_train), or pass an existing file")
-    best = None
-    for tensors in _find_tensors(_read_weights(path)):
-        module = model
-        if isinstance(model.encoder, BackboneEncoder) and not _has(tensors, "segmentation_head.weight"):
-            module = model.encoder.features
-        expected = {name: tensor for name, tensor in module.state_dict().items() if not _is_counter(name)}
-        named = _remove_prefix(_rename(tensors), expected, path)
-        got = {name: _describe(tensor) for name, tensor in named.items()}
-        differing = sorted(name for name, tensor in expected.items() if got.get(name) != _describe(tensor))
-        if not differing:
-            module.load_state_dict(named, strict=False)
-            return
-        if best is None or len(differing) < len(best[0]):
-            name = differing[0]
-            best = (
-                differing,
-                f"first {name}: got {got.get(name, 'none')}, expected {_describe(expected[name])}",
-            )
-    if best is None:
-        raise ValueError(f"weights {path} hold no named tensors; {_EXPECTED}")
-    raise ValueError(
-        f"weights {path} are of another architecture: {len(best[0])} tensors differ, {best[1]}; use the "
-        "encoder, width and depth that the weights were trained with"
-    )
-
-
-def read_trained_on(path: Path) -> set[str]:
-    """The cases that weights were trained on, as `TrainingSet.describe` names them, if their file says so."""
-    return set(_read_weights(path).get("trained_on", ()))
-
-
-def _read_weights(path: Path) -> dict:
-    """Read the content of a weights file of any kind, as plain data and tensors on the CPU."""
-    if path.suffix.lower() != ".safetensors":
-        return read_torch(path, fix=_EXPECTED)
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ValueError(
-            f"cannot read {path}: that takes the package safetensors; install it (pip install safetensors), "
-            "or pass a file that torch.save wrote"
-        ) from error
-    try:
-        return load_file(path)
-    except Exception as error:  # the package has errors of its own
-        raise ValueError(f"cannot read {path}: it is damaged ({error}); {_EXPECTED}") from error
-
-
-def _find_tensors(content: Mapping) -> Iterator[dict[str, Tensor]]:
-    """Yield the named tensors of a file: those on its top level, then those of each dict in it."""
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if tensors and all(isinstance(name, str) for name in tensors):
-        yield tensors
-    for value in content.values():
-        if isinstance(value, Mapping):
-            yield from _find_tensors(value)
-
-
-def _has(tensors: Mapping[str, Tensor], name: str) -> bool:
-    """Whether there is a tensor of that name, with or without a prefix."""
-    return any(f".{key}".endswith(f".{name}") for key in tensors)
-
-
-def _is_counter(name: str) -> bool:
-    """Whether a tensor counts batches: files from before PyTorch 0.4.1 lack it, and nothing here reads it."""
-    return name.endswith("num_batches_tracked")
-
-
-def _rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of old DenseNet files today's names, as torchvision's loader does."""
-    old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
-    return {old.sub(r"\1\2", name): tensor for name, tensor in tensors.items()}
-
-
-def _remove_prefix(tensors: dict[str, Tensor], expected: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors below the prefix with which most names are expected ones.
-
-    Raises:
-        ValueError: two prefixes have all names, as a student and a teacher; nothing says which is meant.
-    """
-    prefixes = Counter()
-    for name in tensors:
-        for start in (0, *(match.end() for match in re.finditer(r"\.", name))):
-            if name[start:] in expected:
-                prefixes[name[:start]] += 1
-    complete = sorted(prefix for prefix, count in prefixes.items() if count == len(expected))
-    if len(complete) > 1:
-        raise ValueError(
-            f"weights {path} hold the network more than once, below {complete}; save the one that is meant"
-        )
-    prefix = prefixes.most_common(1)[0][0] if prefixes else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _describe(tensor: Tensor) -> tuple:
-    """A tensor's shape; with its type if it does not hold floating-point numbers, as quantized ones do."""
-    return tuple(tensor.shape) if tensor.is_floating_point() else (*tensor.shape, tensor.dtype)
-
-
-def read_torch(path: Path, *, fix: str) -> dict:
-    """Read a dict of tensors and plain data, as `write_torch` writes it, onto the CPU.
-
-    Raises:
-        ValueError: the file is damaged, or holds anything else, which might run a program; the message ends
-            with `fix`.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's own message would advise to load such a file all the same
-        raise ValueError(f"cannot read {path}: {_explain(path, error)}; {fix}") from error
-    if not isinstance(content, Mapping):
-        found = f"{type(content).__module__}.{type(content).__name__}".removeprefix("builtins.")
-        raise ValueError(f"cannot read {path}: it holds a {found}, expected a dict of tensors; {fix}")
-    return dict(content)
-
-
-def _explain(path: Path, error: Exception) -> str:
-    """Why `torch.load` refuses a file."""
-    with open(path, "rb") as file:
-        beginning = file.read(64).lstrip()
-    if beginning.startswith(b"<"):
-        return "it is a web page, not the file; download it again"
-    if beginning.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS, not the file; fetch the file itself"
-    if "TorchScript" in str(error):
-        return "it is a TorchScript program"
-    if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))):
-        return (
-            f"it holds {found[1]} besides tensors and plain data, which can only be unpickled, and that may "
-            "run a program"
-        )
-    return f"it is damaged, or not written by torch.save ({type(error).__name__})"
-
-
-def write_torch(content: dict, path: Path) -> None:
-    """Write a dict of tensors and plain data atomically."""
-    with atomic_path(path) as partial:
-        torch.save(content, partial)

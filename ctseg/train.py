@@ -23,10 +23,10 @@ from ctseg.device import MEMORY_FORMAT, autocast, choose_precision
 from ctseg.files import atomic_path, lock_folder, write_csv
 from ctseg.losses import DiceBCELoss, Losses
 from ctseg.metrics import dice_score
-from ctseg.model import read_torch, write_torch
 from ctseg.predict import predict_probabilities
 from ctseg.seeds import make_generator, make_seed
 from ctseg.transforms import Letterbox
+from ctseg.weights import read_torch, write_torch
 
 _N_PICTURES = 4
 # The share of a time budget that steps may fill. The rest covers checkpoints, and machines that slow down

@@ -22,12 +22,13 @@ IMPORTS = {
     "masks": set(),
     "transforms": set(),
     "augment": {"config", "transforms"},
-    "model": {"files"},
+    "model": {"weights"},
+    "weights": {"files"},
     "device": set(),
     "losses": set(),
     "metrics": set(),
-    "train": {"augment", "config", "data", "device", "files", "losses", "metrics", "model", "predict"}
-    | {"seeds", "transforms"},
+    "train": {"augment", "config", "data", "device", "files", "losses", "metrics", "predict", "seeds"}
+    | {"transforms", "weights"},
     "predict": {"data", "device", "files", "metrics", "postprocess", "transforms"},
     "postprocess": {"metrics", "transforms"},
     "submission": {"contest", "data", "files"},
@@ -37,7 +38,8 @@ IMPORTS = {
     "plots": set(),
     "report": {"files", "metrics"},
     "runs": {"config", "contest", "data", "files", "model", "paths", "transforms"},
-    "folds": {"config", "data", "device", "files", "model", "predict", "runs", "seeds", "split", "train"},
+    "folds": {"config", "data", "device", "files", "model", "predict", "runs", "seeds", "split", "train"}
+    | {"weights"},
 }
 KERNEL_IMPORTS = {
     "build": {"config", "contest", "files", "model"},

@@ -172,11 +172,26 @@ FAULTS = [
     ("16-bit test images found after training", "check", "depths == {False} and not has_window", "False"),
     ("labels of several files not counted", "check", "if len(pairs) > 1 or pairs.keys()", "if pairs.keys()"),
     ("several masks of an image renamed", "check", "and masks_of[image] == 1", ""),
-    ("counters of batch normalization demanded", "model", "if not _is_counter(name)}", "}"),
-    ("weights of a wrong prefix left out", "model", "if not differing:\n", "if True:\n"),
-    ("old names of DenseNet's tensors unknown", "model", 'old.sub(r"\\1\\2", name)', "name"),
-    ("a network's decoder left untrained", "model", 'not _has(tensors, "segmentation_head.weight")', "True"),
-    ("the cached file unpickled", "model", "        read_torch(cached, fix=again)", "        pass"),
+    (
+        "counters of batch normalization demanded",
+        "weights",
+        'if not name.endswith("num_batches_tracked")',
+        "",
+    ),
+    (
+        "weights of another shape left out",
+        "weights",
+        "if _describe(named.get(name)) != expected[name]]",
+        "if False]",
+    ),
+    ("old names of DenseNet's tensors unknown", "weights", 'old.sub(r"\\1\\2", name)', "name"),
+    (
+        "a network's decoder left untrained",
+        "weights",
+        'not _has(tensors, "segmentation_head.weight")',
+        "True",
+    ),
+    ("the cached file unpickled", "weights", "        read_torch(cached, fix=again)", "        pass"),
     (
         "every encoder normalized like ImageNet",
         "model",
@@ -260,8 +275,8 @@ FAULTS = [
     ("no ImageNet normalization", "model", "        images = (images - self.mean) / self.std\n", ""),
     (
         "weights of the classifier's file not loaded",
-        "model",
-        "            module.load_state_dict(named, strict=False)\n",
+        "weights",
+        "    module.load_state_dict(named, strict=False)\n",
         "",
     ),
     (
@@ -296,7 +311,7 @@ FAULTS = [
     ),
     (
         "programs in a weights file run",
-        "model",
+        "weights",
         'map_location="cpu", weights_only=True',
         'map_location="cpu", weights_only=False',
     ),
