@@ -79,8 +79,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         name, n = differing[0], len(differing)
         raise ValueError(
             f"weights {path} are of another architecture: {n} tensors differ, first {name}: got "
-            f"{_describe(named.get(name))}, expected {_describe(module.state_dict()[name])}; use the encoder, "
-            "width and depth that the weights were trained with"
+            f"{_describe(named.get(name))}, expected {_describe(module.state_dict()[name])}; use the "
+            "encoder, width and depth that the weights were trained with"
         )
     ((_, module, named),) = fits
     module.load_state_dict(named, strict=False)
