@@ -3,14 +3,16 @@
 import numpy as np
 from scipy import ndimage
 
-# Of a value between background and foreground that is a label of its own: its least share of the pixels
-# between, and its depth in pixels and as a share of its region's. On 800 soft masks (blurred, resized, saved
-# as JPEG, means of several) and 800 with a third label, of 96 to 1,024 pixels, 1 % and 8 % are taken for the
-# other; most of those labels are below seven pixels wide, or nested bands.
-_LABEL_SHARE, _LABEL_DEPTH, _LABEL_RELATIVE_DEPTH = 0.1, 2, 0.17
+# The least depth of a label of its own, in pixels and as a share of its region's. Of 800 soft masks (blurred,
+# resized, saved as JPEG, means of several) and 800 with a third label, of 96 to 1,024 pixels, 2 % and 7 % are
+# taken for the other; most of those labels are below seven pixels wide, or nested bands.
+_LABEL_DEPTH, _LABEL_RELATIVE_DEPTH = 2, 0.17
 # A mask of more values is soft or noisy: values that differ by 2 % of the range count as one, and those up to
 # 5 % from its ends as background and foreground.
 _FEW_VALUES, _TOLERANCE, _MARGIN = 8, 0.02, 0.05
+_FEWEST_SHADES = (
+    32  # whole numbers in a smaller range count classes; soft edges use the whole range of a byte
+)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts color to gray
 
 
@@ -37,6 +39,8 @@ def describe_mask(values: np.ndarray, low: float | None = None) -> str:
     share = (values - float(low)) / (float(high) - float(low))
     if len(present) == 2:
         return "anti-aliased" if share.min() > 1 - _MARGIN else "several labels"
+    if high - low < _FEWEST_SHADES and values.dtype.kind in "iu":
+        return "several labels"
     if np.mean((share > 0.1) & (share < 0.9)) > 0.5:
         return "an image"
     return "several labels" if _has_third_label(share, len(present)) else "anti-aliased"
@@ -45,7 +49,7 @@ def describe_mask(values: np.ndarray, low: float | None = None) -> str:
 def _has_third_label(share: np.ndarray, n_values: int) -> bool:
     """Whether a value between the background's, 0, and the foreground's, 1, fills a region of its own.
 
-    Soft edges have such values too, but in bands that are thin next to the region, or spread over many.
+    Soft edges have such values too, but in bands that are thin next to the region.
     """
     step = max(1, max(share.shape) // 1024)  # a label is as thick as before next to its region
     share = share[::step, ::step]
@@ -55,8 +59,6 @@ def _has_third_label(share: np.ndarray, n_values: int) -> bool:
     present, counts = np.unique(share[between], return_counts=True)
     for value in present[np.argsort(-counts, kind="stable")][:_FEW_VALUES]:
         alike = between & (np.abs(share - value) <= tolerance)
-        if alike.sum() < _LABEL_SHARE * between.sum():
-            continue
         depth = _measure_depth(alike)
         region = regions == regions[np.unravel_index(depth.argmax(), depth.shape)]
         least = max(_LABEL_DEPTH, _LABEL_RELATIVE_DEPTH * _measure_depth(region).max())

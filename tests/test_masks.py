@@ -44,7 +44,7 @@ SOFT = {
     "mean of three": (np.mean([DISC, np.roll(DISC, 4, 0), np.roll(DISC, 4, 1)], axis=0) * 255).astype(
         np.uint8
     ),
-    "mean of two": (DISC * 1.0 + np.roll(DISC, 3, 1)).astype(np.uint8),
+    "mean of two": (DISC * 127 + np.roll(DISC, 3, 1) * 127).astype(np.uint8),
     "blurred, of 200 and 255": ndimage.gaussian_filter((WHITE // 255) * np.uint8(55) + np.uint8(200), 2),
     **{f"shrunk, {kind}": resize(WHITE, 1 / 3, kind) for kind in ("BOX", "BILINEAR", "BICUBIC", "LANCZOS")},
     **{f"enlarged, {kind}": resize(WHITE, 6, kind) for kind in ("BILINEAR", "BICUBIC", "LANCZOS")},
@@ -55,6 +55,7 @@ LABELS = {
     "2 in 1": np.where(CORE, 2, DISC).astype(np.uint8),
     "1 in 2": np.where(CORE, 1, 2 * DISC).astype(np.uint8),
     "halves": np.where(X < 120, 127, 255).astype(np.uint8) * DISC,
+    "1 in a thin rim around 2": DISC + ndimage.binary_erosion(DISC, iterations=2).astype(np.uint8),
     "1 and 255": np.where(SPOT, 1, WHITE).astype(np.uint8),
     "254 and 255": np.where(SPOT, 254, WHITE).astype(np.uint8),
     "as JPEG": save_as_jpeg(np.where(CORE, 127, WHITE).astype(np.uint8), 90),
@@ -62,6 +63,12 @@ LABELS = {
     "shrunk": resize(np.where(CORE, 127, WHITE).astype(np.uint8), 0.5, "BILINEAR"),
     "1, 2 and 3": np.where(SPOT, 3, np.where(CORE, 2, DISC)).astype(np.uint16),
 }
+
+
+def test_a_thick_plateau_that_few_pixels_have_is_a_soft_peak():
+    peak = 100 * np.exp(-((Y - 100) ** 2 + (X - 130) ** 2) / (2 * 45**2))
+    values = np.maximum(np.round(peak), 255.0 * ((Y < 9) & (X < 9)))
+    assert np.sum(values == 100) > 25 and describe_mask(values.astype(np.uint8)) == "anti-aliased"
 
 
 @pytest.mark.parametrize("kind", SOFT)
