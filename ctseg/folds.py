@@ -141,22 +141,25 @@ def train_fold(
     seed = (config.seed, fold)
     torch.manual_seed(make_seed(*seed))  # the initial weights
     learner = Learner(make_network(config), config, find_device())
-    if config.weights not in ("", "default"):
-        _report_seen(validation, Path(config.weights), fold)
-    with _explained_memory(config.batch_size):
-        train_model(learner, train, validation, fold_dir, seed=seed, budget_seconds=budget_seconds)
-        load_weights(learner.model, fold_dir / "best_unet_model.pth")
-        write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta)
-
-
-def _report_seen(validation: TrainingSet, weights: Path, fold: int) -> None:
-    """Print a line if the weights that training starts from were trained on validation images."""
-    if seen := read_trained_on(weights) & set(validation.describe()):
+    trained_on = read_trained_on(Path(config.weights)) if config.weights not in ("", "default") else set()
+    if seen := trained_on & set(validation.describe()):
         print(
-            f"fold{fold} validation is not independent: {weights} was trained on {len(seen)} of its "
+            f"fold{fold} validation is not independent: {config.weights} was trained on {len(seen)} of its "
             f"{len(validation)} images; start from other weights, or do not trust its score",
             flush=True,
         )
+    with _explained_memory(config.batch_size):
+        train_model(
+            learner,
+            train,
+            validation,
+            fold_dir,
+            seed=seed,
+            budget_seconds=budget_seconds,
+            trained_on=trained_on,
+        )
+        load_weights(learner.model, fold_dir / "best_unet_model.pth")
+        write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta)
 
 
 @contextmanager

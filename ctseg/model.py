@@ -15,7 +15,7 @@ STRIDES = (2, 4, 8, 16, 32)  # of the feature maps that a U-Net takes from a cla
 _GOOD_BACKBONES = (
     "take a backbone that halves images of any size step by step, such as resnet34 or convnext_tiny"
 )
-# Mean and standard deviation of channels in [0, 1], as all of torchvision's weights expect them but one.
+# Mean and standard deviation of channels in [0, 1], as most weights from ImageNet expect them.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -203,20 +203,18 @@ def make_model(
         ValueError: unknown encoder, or weights that do not fit.
         FileNotFoundError: no such weights file.
     """
-    if isinstance(encoder, nn.Module):
-        return _load_if_given(UNet(BackboneEncoder(encoder), width, dropout), weights)
-    check_encoder(encoder)
+    if isinstance(encoder, str):
+        check_encoder(encoder)
     if weights == "default":
-        return UNet(_make_encoder(encoder, make_pretrained(encoder, attached)), width, dropout)
-    if encoder == "unet":
-        return _load_if_given(UNet(PlainEncoder(width, depth), width, dropout), weights)
-    backbone = torchvision.models.get_model(encoder, weights=None)
-    return _load_if_given(UNet(_make_encoder(encoder, backbone), width, dropout), weights)
-
-
-def _load_if_given(model: UNet, weights: Path | str | None) -> UNet:
-    """The model itself, with the file's weights if there is one."""
-    if weights:
+        network = _make_encoder(encoder, make_pretrained(encoder, attached))
+    elif isinstance(encoder, nn.Module):
+        network = BackboneEncoder(encoder)
+    elif encoder == "unet":
+        network = PlainEncoder(width, depth)
+    else:
+        network = _make_encoder(encoder, torchvision.models.get_model(encoder, weights=None))
+    model = UNet(network, width, dropout)
+    if weights and weights != "default":
         load_weights(model, Path(weights))
     return model
 

@@ -6,7 +6,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ def train_model(
     *,
     seed: tuple[int, ...],
     budget_seconds: float | None = None,
+    trained_on: Iterable[str] = (),
 ) -> list[dict]:
     """Train in place, resuming from `fold_dir/last.pth`, and return the history, one row per epoch.
 
@@ -53,6 +54,7 @@ def train_model(
         seed: every random draw is keyed by it and by epoch and batch, so a resumed run draws as an unbroken
             one.
         budget_seconds: of training and validation; of epochs and budget the shorter counts.
+        trained_on: the cases that the weights it starts from were trained on; they are kept with the weights.
 
     Raises:
         FloatingPointError: the loss is no longer finite; the images of the batch are named, the last
@@ -83,7 +85,7 @@ def train_model(
             )
             row |= {"val_dice": float(scores.mean()), "seconds": time.perf_counter() - started}
             history.append(row)
-            _write_epoch(learner, history, total_steps, fold_dir, train.describe())
+            _write_epoch(learner, history, total_steps, fold_dir, sorted({*trained_on, *train.describe()}))
             print(f"{fold_dir.name} {_describe_epoch(row, len(steps))}", flush=True)
             check_budget(history, n_epochs=len(steps), budget_seconds=budget_seconds, name=fold_dir.name)
     return history
@@ -98,7 +100,7 @@ def _write_epoch(
         kept = {"state_dict": learner.model.state_dict(), **row, "trained_on": trained_on}
         write_torch(kept, fold_dir / "best_unet_model.pth")
     checkpoint = {"learner": learner.state_dict(), "total_steps": total_steps, "history": history}
-    write_torch(checkpoint, fold_dir / "last.pth")
+    write_torch(checkpoint | {"trained_on": trained_on}, fold_dir / "last.pth")
     write_csv(history, fold_dir / "history.csv")
 
 

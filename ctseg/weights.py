@@ -2,8 +2,10 @@
 
 import pickle
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,23 +35,26 @@ def make_pretrained(encoder: str, attached: Path | None = None) -> nn.Module:
         )
     name = torchvision.models.get_model_weights(encoder).DEFAULT.url.rpartition("/")[2]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
-    found = [] if attached is None else sorted(attached.glob(f"**/{name}"))
+    found = [path for path in sorted(attached.glob(f"**/{name}")) if path.is_file()] if attached else []
     if found and not cached.is_file():
         with atomic_path(cached) as partial:
             partial.symlink_to(found[0].resolve())
-    again = f"delete {cached}, so that it is downloaded again"
+    source = cached.resolve()  # what is attached is only linked
+    again = f"replace {source}, or delete it, so that it is downloaded again"
     if cached.is_file():
         read_torch(cached, fix=again)  # torchvision's loader would run what it holds
     try:
-        return torchvision.models.get_model(encoder, weights="DEFAULT")
+        backbone = torchvision.models.get_model(encoder, weights="DEFAULT")
     except OSError as error:
         raise FileNotFoundError(
             f"no weights file {name} for {encoder}: looked in {cached.parent} and below {attached}, and it "
             f"cannot be downloaded ({error}); pass weights as the path of the file"
         ) from error
-    except RuntimeError as error:
-        what = str(error).splitlines()[0]  # the others list every tensor
-        raise ValueError(f"{cached} is not torchvision's file for {encoder}: {what}; {again}") from error
+    except Exception as error:  # torchvision's loader raises almost anything for a wrong file
+        what = textwrap.shorten(str(error), 200, placeholder=" …")  # all of it would list every tensor
+        raise ValueError(f"{source} is not torchvision's file for {encoder}: {what}; {again}") from error
+    _refuse_not_finite(backbone.state_dict(), source)
+    return backbone
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -68,28 +73,49 @@ def load_weights(model: nn.Module, path: Path) -> None:
     tries = list(_try_to_fit(model, _read_weights(path)))
     if not tries:
         raise ValueError(f"weights {path} hold no named tensors; {_EXPECTED}")
-    fits = [(place, module, named) for place, module, named, differing in tries if not differing]
+    fits = [found for found in tries if not found.differing]
     if len(fits) > 1:
-        places = ", ".join(repr(place) for place, *_ in fits)
+        places = ", ".join(repr(found.place) for found in fits)
         raise ValueError(
-            f"weights {path} hold the network more than once, at {places}; save one of them alone"
+            f"weights {path} contain several networks that fit, at {places}; save one of them alone"
         )
-    if not fits:
-        _, module, named, differing = min(tries, key=lambda found: len(found[-1]))
-        name, n = differing[0], len(differing)
+    best = min(tries, key=lambda found: len(found.differing))
+    if best.differing:
+        name, n = best.differing[0], len(best.differing)
+        got, expected = (_describe(tensors.get(name)) for tensors in (best.tensors, best.module.state_dict()))
         raise ValueError(
-            f"weights {path} are of another architecture: {n} tensors differ, first {name}: got "
-            f"{_describe(named.get(name))}, expected {_describe(module.state_dict()[name])}; use the "
-            "encoder, width and depth that the weights were trained with"
+            f"weights {path} are of another architecture: {n} tensors differ, first {name}: got {got}, "
+            f"expected {expected}; use the encoder, width and depth that the weights were trained with"
         )
-    ((_, module, named),) = fits
-    module.load_state_dict(named, strict=False)
+    _refuse_not_finite(best.tensors, path)
+    best.module.load_state_dict(best.tensors, strict=False)
 
 
-def _try_to_fit(
-    model: nn.Module, content: Mapping
-) -> Iterator[tuple[str, nn.Module, dict[str, Tensor], list[str]]]:
-    """Yield (place in the file, module to load into, its named tensors, names that differ) of each try."""
+def _refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise a ValueError that names the first tensor with NaN or infinite values."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"weights {path} hold NaN or infinite values in {name}; use an earlier checkpoint"
+            )
+
+
+@dataclass(frozen=True)
+class _Try:
+    """Named tensors of a file, the module that they may be for, and in which names the two differ."""
+
+    place: str
+    module: nn.Module
+    tensors: dict[str, Tensor]
+    differing: list[str]
+
+
+def _try_to_fit(model: nn.Module, content: Mapping) -> Iterator[_Try]:
+    """Try the tensors at each place of a file.
+
+    A larger network of a family has all tensors of a smaller one; so tensors that the module lacks count as
+    well, but for those of parts that are cut off, such as a classifier.
+    """
     for place, tensors in _find_tensors(content):
         module = model
         if hasattr(model.encoder, "features") and not _has(tensors, "segmentation_head.weight"):
@@ -100,14 +126,25 @@ def _try_to_fit(
             for name, tensor in module.state_dict().items()
             if not name.endswith("num_batches_tracked")
         }
-        for prefix, named in _remove_prefixes(_rename(tensors), expected):
-            differing = [name for name in sorted(expected) if _describe(named.get(name)) != expected[name]]
-            yield place + prefix, module, named, differing
+        parts = {name.split(".")[0] for name in expected}
+        for prefix, named in _remove_prefixes(_modernize_densenet(tensors), expected):
+            named = {
+                name: tensor
+                for name, tensor in named.items()
+                if name.split(".")[0] in parts and not name.endswith("num_batches_tracked")
+            }
+            differing = [
+                name
+                for name in sorted(expected.keys() | named.keys())
+                if _describe(named.get(name)) != expected.get(name)
+            ]
+            yield _Try(place + prefix, module, named, differing)
 
 
 def read_trained_on(path: Path) -> set[str]:
     """The cases that weights were trained on, as `TrainingSet.describe` names them, if their file says so."""
-    return set(_read_weights(path).get("trained_on", ()))
+    cases = _read_weights(path).get("trained_on")
+    return {case for case in cases if isinstance(case, str)} if isinstance(cases, list) else set()
 
 
 def _read_weights(path: Path) -> dict:
@@ -118,7 +155,7 @@ def _read_weights(path: Path) -> dict:
         from safetensors.torch import load_file
     except ImportError as error:
         raise ValueError(
-            f"cannot read {path}: that takes the package safetensors; install it (pip install safetensors), "
+            f"cannot read {path}: it needs the package safetensors; install it (pip install safetensors), "
             "or pass a file that torch.save wrote"
         ) from error
     try:
@@ -127,14 +164,16 @@ def _read_weights(path: Path) -> dict:
         raise ValueError(f"cannot read {path}: it is damaged ({error}); {_EXPECTED}") from error
 
 
-def _find_tensors(content: Mapping, place: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _find_tensors(
+    content: Mapping, place: str = "", depth: int = 4
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield (place, named tensors): those on a file's top level, then those of each dict in it."""
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if tensors and all(isinstance(name, str) for name in tensors):
         yield place, tensors
     for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _find_tensors(value, f"{place}{name}.")
+        if isinstance(value, Mapping) and depth:
+            yield from _find_tensors(value, f"{place}{name}.", depth - 1)
 
 
 def _has(tensors: Mapping[str, Tensor], name: str) -> bool:
@@ -142,7 +181,7 @@ def _has(tensors: Mapping[str, Tensor], name: str) -> bool:
     return any(f".{key}".endswith(f".{name}") for key in tensors)
 
 
-def _rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _modernize_densenet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the tensors of old DenseNet files today's names, as torchvision's loader does."""
     old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
     return {old.sub(r"\1\2", name): tensor for name, tensor in tensors.items()}
@@ -157,15 +196,21 @@ def _remove_prefixes(
         for start in (0, *(match.end() for match in re.finditer(r"\.", name))):
             prefixes[name[:start]] += name[start:] in expected
     most = max(prefixes.values())
-    for prefix in sorted(prefix for prefix, count in prefixes.items() if count == most) if most else [""]:
+    best = sorted(prefix for prefix, count in prefixes.items() if count == most) if most else [""]
+    for prefix in best:
         yield prefix, {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
 
 
 def _describe(tensor: Tensor | None) -> str:
-    """A tensor's shape, with its type where its numbers are not floating-point, as in quantized weights."""
+    """A tensor's shape, and what is unusual: numbers that are not floating-point, sparse or no storage."""
     if tensor is None:
         return "none"
-    return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else f' of {tensor.dtype}'}"
+    unusual = {
+        f" of {tensor.dtype}": not tensor.is_floating_point(),
+        f" as {tensor.layout}": tensor.layout != torch.strided,
+        " without values": tensor.is_meta,
+    }
+    return f"{tuple(tensor.shape)}{''.join(text for text, applies in unusual.items() if applies)}"
 
 
 def read_torch(path: Path, *, fix: str) -> dict:
@@ -188,7 +233,7 @@ def read_torch(path: Path, *, fix: str) -> dict:
 def _explain(path: Path, error: Exception) -> str:
     """Why `torch.load` refuses a file."""
     with open(path, "rb") as file:
-        beginning = file.read(64).lstrip()
+        beginning = file.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")
     if beginning.startswith(b"<"):
         return "it is a web page, not the file; download it again"
     if beginning.startswith(b"version https://git-lfs"):

@@ -131,6 +131,10 @@ def test_start_weights_that_saw_the_validation_images_are_said_to_have(make_run,
     capsys.readouterr()
     train_folds(*make_run("second", weights=weights))
     lines = [line for line in capsys.readouterr().out.splitlines() if "independent" in line]
+    again = str(run_dir.parent / "second" / "fold1" / "last.pth")  # of a run that started from the first
+    train_folds(*make_run("third", weights=again, seed=7))
+    chained = [line for line in capsys.readouterr().out.splitlines() if "independent" in line]
+    assert len(chained) == 2 and all("of its 12 images" in line for line in chained)
     (line,) = lines
     assert line.startswith(
         f"fold0 validation is not independent: {weights} was trained on 12 of its 12 images;"

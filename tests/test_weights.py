@@ -121,7 +121,7 @@ def test_a_safetensors_file_is_read(wrap, resnet, tmp_path):
 def test_a_safetensors_file_asks_for_its_package(tmp_path, monkeypatch):
     (tmp_path / "w.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(ValueError, match="w.safetensors: that takes the package safetensors; install it"):
+    with pytest.raises(ValueError, match="w.safetensors: it needs the package safetensors; install it"):
         make_model("resnet18", width=4, weights=tmp_path / "w.safetensors")
 
 
@@ -151,8 +151,61 @@ def test_an_encoder_of_a_network_of_another_width_does_not_pass_for_the_network(
 def test_a_file_with_two_networks_is_refused(nested, resnet, tmp_path):
     content = add_prefix("student.", resnet) | add_prefix("teacher.", resnet)
     torch.save({"student": resnet, "teacher": resnet} if nested else content, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="more than once, at 'student.', 'teacher.'; save one of them"):
+    with pytest.raises(
+        ValueError, match="several networks that fit, at 'student.', 'teacher.'; save one of them"
+    ):
         make_model("resnet18", width=4, weights=tmp_path / "w.pth")
+
+
+LARGER = [
+    ("resnet34", "resnet18"),
+    ("convnext_small", "convnext_tiny"),
+    ("efficientnet_b1", "efficientnet_b0"),
+]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(("larger", "smaller"), LARGER)
+def test_a_larger_network_of_the_family_is_not_cut_to_fit(larger, smaller, own, tmp_path):
+    network = make_model(larger, width=4) if own else torchvision.models.get_model(larger)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="another architecture: .*expected none"):
+        make_model(smaller, width=4, weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value, resnet, tmp_path, hub):
+    broken = resnet | {"layer1.0.bn1.weight": torch.full((64,), value)}
+    hub.mkdir()
+    for path in (tmp_path / "w.pth", hub / "resnet18-f37072fd.pth"):
+        torch.save(broken, path)
+    for weights in (tmp_path / "w.pth", "default"):
+        with pytest.raises(ValueError, match="NaN or infinite values in layer1.0.bn1.weight; use an earlier"):
+            make_model("resnet18", width=4, weights=weights)
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_tensors_without_ordinary_values_are_refused(resnet, tmp_path):
+    for change in (torch.Tensor.to_sparse, lambda tensor: tensor.to("meta")):
+        torch.save(resnet | {"conv1.weight": change(resnet["conv1.weight"])}, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match="1 tensors differ, first conv1.weight: got .*(as|without)"):
+            make_model("resnet18", width=4, weights=tmp_path / "w.pth")
+
+
+def test_a_file_that_contains_itself_ends(resnet, tmp_path):
+    content = {"model": resnet}
+    torch.save(content | {"again": content}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="several networks that fit, at 'model.', 'again.model.'"):
+        make_model("resnet18", width=4, weights=tmp_path / "w.pth")
+    content["itself"] = content
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="several networks that fit"):
+        make_model("resnet18", width=4, weights=tmp_path / "w.pth")
+
+
+def test_a_backbone_of_your_own_has_no_default_weights():
+    with pytest.raises(ValueError, match="weights 'default': torchvision has none"):
+        make_model(nn.Conv2d(3, 4, 1), width=4, weights="default")
 
 
 def test_quantized_weights_are_refused(resnet, tmp_path):
@@ -223,9 +276,10 @@ def test_a_weights_file_that_is_a_program_is_not_run(tmp_path):
 
 def test_a_file_says_what_it_was_trained_on(tmp_path):
     write_torch({"state_dict": {}, "trained_on": ["a 3x4 5"]}, tmp_path / "w.pth")
-    write_torch({"state_dict": {}}, tmp_path / "other.pth")
     assert read_trained_on(tmp_path / "w.pth") == {"a 3x4 5"}
-    assert read_trained_on(tmp_path / "other.pth") == set()
+    for content in ({}, {"trained_on": 1}, {"trained_on": [{"a": 1}]}):
+        write_torch(content, tmp_path / "other.pth")
+        assert read_trained_on(tmp_path / "other.pth") == set()
 
 
 def rename_as_published(name: str, state: dict) -> dict:
@@ -280,15 +334,32 @@ def test_default_weights_are_found_in_the_cache_or_attached(hub, tmp_path, resne
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"conv1.weight": torch.zeros(3)}, "is not torchvision's file for resnet18"),
+        ({"conv1.weight": torch.zeros(3)}, "is not torchvision's file for resnet18: .*Missing key"),
         ("html", "it holds a str"),
     ],
 )
 def test_a_wrong_file_in_the_cache_is_named_with_the_way_out(content, reason, hub):
     hub.mkdir()
     torch.save(content, hub / "resnet18-f37072fd.pth")
-    with pytest.raises(ValueError, match=f"resnet18-f37072fd.pth.*{reason}.*delete .*downloaded again"):
+    with pytest.raises(
+        ValueError, match=f"resnet18-f37072fd.pth.*{reason}.*delete it, so that it is downloaded"
+    ):
         make_pretrained("resnet18")
+
+
+def test_a_damaged_attached_file_is_named_and_not_its_link(hub, tmp_path):
+    (tmp_path / "input").mkdir()
+    attached = tmp_path / "input" / "resnet18-f37072fd.pth"
+    attached.write_bytes(b"half")
+    with pytest.raises(ValueError, match=f"replace {attached}, or delete it"):
+        make_pretrained("resnet18", tmp_path / "input")
+
+
+def test_the_cache_is_looked_into_first(hub, tmp_path, resnet):
+    for folder, state in ((hub, resnet), (tmp_path / "input", torchvision.models.resnet18().state_dict())):
+        folder.mkdir()
+        torch.save(state, folder / "resnet18-f37072fd.pth")
+    assert torch.equal(make_pretrained("resnet18", tmp_path / "input").conv1.weight, resnet["conv1.weight"])
 
 
 def test_a_program_in_the_cache_is_not_run(hub, tmp_path):

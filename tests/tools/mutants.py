@@ -181,9 +181,16 @@ FAULTS = [
     (
         "weights of another shape left out",
         "weights",
-        "if _describe(named.get(name)) != expected[name]]",
-        "if False]",
+        "if _describe(named.get(name)) != expected.get(name)",
+        "if False",
     ),
+    (
+        "a larger backbone cut to fit",
+        "weights",
+        "sorted(expected.keys() | named.keys())",
+        "sorted(expected.keys())",
+    ),
+    ("weights of NaN", "weights", "if not torch.isfinite(tensor).all():", "if False:"),
     ("old names of DenseNet's tensors unknown", "weights", 'old.sub(r"\\1\\2", name)', "name"),
     (
         "a network's decoder left untrained",
@@ -201,7 +208,7 @@ FAULTS = [
     (
         "weights that saw the validation images used in silence",
         "folds",
-        "if seen := read_trained_on(weights) &",
+        "if seen := trained_on &",
         "if seen := set() &",
     ),
     (
@@ -276,7 +283,7 @@ FAULTS = [
     (
         "weights of the classifier's file not loaded",
         "weights",
-        "    module.load_state_dict(named, strict=False)\n",
+        "    best.module.load_state_dict(best.tensors, strict=False)\n",
         "",
     ),
     (
