@@ -33,6 +33,7 @@ from ctseg.data import (
     printable,
     read_image,
     read_mask_pixels,
+    read_numbers,
     read_size,
 )
 from ctseg.files import print_anywhere
@@ -47,7 +48,10 @@ _LONGEST_NAME = 251  # bytes, so that a file's name with ".png" has the 255 that
 _SHIFT_SIZE = 64  # pixels of the longer side, where a mask is tried at other places
 _TWO_VALUES = ("0/1", "0/255", "two values")
 _MASK_KINDS = {
-    "anti-aliased": ("warning", "its soft edges are cut halfway"),
+    "anti-aliased": (
+        "warning",
+        "soft edges are cut halfway; if a value between is a class, merge or drop it",
+    ),
     "empty": ("warning", "kept: there is nothing to find"),
     "full": ("warning", "kept: everything is foreground; make sure that it is meant"),
     "several labels": ("error", "merge or drop labels until two values are left"),
@@ -314,6 +318,7 @@ def _check_header(path: Path, name: str) -> tuple[list[dict], bool]:
         (width, height), mode, kind = image.size, image.mode, image.format
         n_channels = image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) if kind == "TIFF" else 1
         n_frames, deep_colors = getattr(image, "n_frames", 1), has_deep_colors(image)
+        white_zero, signed_bytes = has_white_zero(image), read_numbers(image) == (8, 2)
         orientation, deep = find_orientation(image), is_deep(image)
     expected = Image.registered_extensions()[path.suffix.lower()]
     common = ("L", "RGB", "I;16", "I", "F", "I;16B")
@@ -330,6 +335,12 @@ def _check_header(path: Path, name: str) -> tuple[list[dict], bool]:
             "",
         ),
         "more than four channels": (n_channels > 4, "only the first three are read", n_channels),
+        "signed bytes": (signed_bytes, "read as unsigned: -1 is 255; save it as unsigned bytes", ""),
+        "a TIFF whose white is 0": (
+            white_zero and deep,
+            "its stored values are read, so that it is a negative; save it with 0 as black",
+            "",
+        ),
         "several frames": (
             n_frames > 1 and kind != "MPO",
             "only the first is read; save it as a file of its own",
@@ -374,26 +385,26 @@ def _check_mask(found: _Findings, size: tuple[int, int] | None, name: str) -> np
     try:
         pixels = read_mask_pixels(case.mask)
         with opened(case.mask) as image:
-            white_zero = has_white_zero(image)
+            white_zero, signed_bytes = has_white_zero(image), read_numbers(image) == (8, 2)
     except ValueError as error:
         found.rows.append(_report_unreadable(name, error))
         return None
     values = find_mask_values(pixels, case.mask_set)
-    low = case.mask_set.find_low(values)
-    mask = values > (low + values.max()) / 2
-    found.kind = describe_mask(values, low)
+    levels = case.mask_set.find_levels(values)
+    mask = values > sum(levels) / 2
+    found.kind = describe_mask(values, levels)
     if found.kind in _TWO_VALUES:
-        ends = (values.min(), values.max())
-        found.values = "/".join(str(pixels[values == end][0].tolist()) for end in ends)
+        ends = (values.argmin(), values.argmax())
+        found.values = "/".join(_name_pixel(pixels.reshape(values.size, -1)[end]) for end in ends)
     else:
-        present = np.unique(values)
-        found.values = ", ".join(f"{value:g}" for value in present[:5]) + " …" * (len(present) > 5)
+        found.values = _name_values(pixels)
     odd = {
         "saved with loss": (
             case.mask.suffix.lower() in (".jpg", ".jpeg"),
             "export it as PNG; its edges are cut halfway",
         ),
-        "a TIFF whose white is 0": (white_zero, "the value along its border is background"),
+        "a TIFF whose white is 0": (white_zero, "its stored values count, the upper one is foreground"),
+        "signed bytes": (signed_bytes, "read as unsigned: -1 is 255; save it as unsigned bytes"),
         "only outlines are drawn": (is_outline(mask), "fill them, unless the lines are what is meant"),
     }
     found.rows += [
@@ -406,6 +417,22 @@ def _check_mask(found: _Findings, size: tuple[int, int] | None, name: str) -> np
         detail = f"{values.shape} but its image is {size} (H, W)"
         found.rows.append(_problem("error", name, "of another size", remedy, detail))
     return mask
+
+
+def _name_pixel(pixel: np.ndarray) -> str:
+    """A pixel's gray value, or its color."""
+    values = pixel.tolist()
+    return f"{values[0]:g}" if len(set(values)) == 1 else f"({', '.join(map(str, values))})"
+
+
+def _name_values(pixels: np.ndarray) -> str:
+    """The first five values or colors of a mask, in order."""
+    if pixels.ndim == 3:
+        packed = np.unique(pixels.astype(np.int32) @ [2**16, 2**8, 1])
+        present = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
+    else:
+        present = np.unique(pixels)[:, None]
+    return ", ".join(map(_name_pixel, present[:5])) + " …" * (len(present) > 5)
 
 
 def _check_depths(

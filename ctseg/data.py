@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ctseg.contest import IMAGE_FOLDERS, MASK_FOLDER
-from ctseg.masks import describe_mask, find_border_color, measure_difference
+from ctseg.masks import describe_mask, find_border_color, find_levels, measure_difference
 from ctseg.transforms import EvalTransform, Letterbox
 
 EXIF_ORIENTATION = 0x0112
@@ -46,17 +46,17 @@ class MaskSet:
                 self._found = [value for value, _ in Counter(votes).most_common(1)]
         return self._found[0] if self._found else None
 
-    def find_low(self, values: np.ndarray) -> float:
-        """The background's value in a mask as `read_mask_values` returns it."""
-        low, high = values.min(), values.max()
-        if low == 0 and (high > 0 or values.dtype.kind == "u"):
-            return 0.0
+    def find_levels(self, values: np.ndarray) -> tuple[float, float]:
+        """The values of background and foreground in a mask as `read_mask_values` returns it."""
+        (low, high), lowest, highest = find_levels(values), values.min(), values.max()
+        if lowest == 0 and (highest > 0 or values.dtype.kind == "u"):
+            return low, high
         background = self.find_background()
         if isinstance(background, tuple):
-            return 0.0
-        if background is None or len(np.unique(values)) == 2:
-            return float(low if low < high else min(0, low))
-        return min(float(low), background) if low < high else background
+            return 0.0, high
+        if background is None or (lowest < highest and len(np.unique(values)) == 2):
+            return low, high
+        return background if lowest == highest else min(low, background), high
 
 
 def _find_own_background(path: Path) -> float | tuple[int, int, int] | None:
@@ -67,7 +67,7 @@ def _find_own_background(path: Path) -> float | tuple[int, int, int] | None:
         return None
     if pixels.ndim == 3 and not _is_gray(pixels):
         return find_border_color(pixels)
-    return float(pixels.min()) if pixels.min() < pixels.max() else None
+    return find_levels(pixels)[0] if pixels.min() < pixels.max() else None
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,14 @@ def _explain(path: Path) -> str:
     try:
         with open(path, "rb") as file:
             header = file.read(8)
+            header += file.read(8) if header[2:3] == b"+" else b""  # a BigTIFF has a longer one
             tags = TiffImagePlugin.ImageFileDirectory_v2(header)
             file.seek(tags.next)
             tags.load(file)
         bits, kinds = tags[TiffImagePlugin.BITSPERSAMPLE], tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
         numbers = {1: "unsigned integers", 2: "signed integers", 3: "floating point"}.get(kinds[0], "numbers")
         found = f"it is a TIFF with {len(bits)} channel(s) of {bits[0]}-bit {numbers}"
-        return f"{found}; expected 8 or 16 bits, or 32-bit floating point with one channel"
+        return f"{found}; expected up to four channels of 8 bits, or one of 16 bits or 32-bit floating point"
     except Exception:  # it is not a TIFF, or one too damaged to tell
         return f"cannot identify its type; expected one of {', '.join(_FORMATS)}"
 
@@ -182,11 +183,10 @@ def find_orientation(image: Image.Image) -> int:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Read (H, W) of an image as `read_image` returns it: from its header, with its orientation tag."""
+    """Read (H, W) of an image as `read_image` returns it, that is with its orientation tag."""
     with opened(path) as image:
         orientation = find_orientation(image)
         if image.format == "TIFF" and orientation > 1:
-            # Versions of Pillow differ in when they exchange the axes.
             image = ImageOps.exif_transpose(image)
             orientation = 1
         width, height = image.size
@@ -200,13 +200,23 @@ def is_deep(image: Image.Image) -> bool:
 
 def has_deep_colors(image: Image.Image) -> bool:
     """Whether a color image, just opened, has 16 bits per channel, of which Pillow reads the upper 8."""
-    return not is_deep(image) and any(";16" in str(tile[3]) for tile in image.tile)
+    if image.format == "TIFF":
+        return not is_deep(image) and max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
+    return image.format == "PNG" and not is_deep(image) and any(";16" in str(tile[3]) for tile in image.tile)
+
+
+def read_numbers(image: Image.Image) -> tuple[int, int]:
+    """Bits and kind (1 unsigned, 2 signed, 3 floating-point) of a TIFF's numbers; (0, 1) of other files."""
+    if image.format != "TIFF":
+        return 0, 1
+    bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+    return bits[0], image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]
 
 
 def has_white_zero(image: Image.Image) -> bool:
     """Whether an image is a TIFF in which 0 is white, so that Pillow returns the inverse of what is stored.
 
-    Of masks, some programs mean the stored values all the same, such as tifffile where it writes bool.
+    Some programs set this tag and mean the stored values all the same, such as tifffile for masks of bool.
     """
     return image.format == "TIFF" and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
@@ -284,15 +294,16 @@ def read_mask(path: Path, mask_set: MaskSet | None = None) -> np.ndarray:
             not finite, or its foreground in its alpha channel.
     """
     values = read_mask_values(path, mask_set)
-    low = (mask_set or MaskSet()).find_low(values)
-    kind = describe_mask(values, low)
+    levels = (mask_set or MaskSet()).find_levels(values)
+    kind = describe_mask(values, levels)
     if kind in ("several labels", "an image"):
-        found = np.unique(values)[:5].tolist()
+        found = ", ".join(f"{value:g}" for value in np.unique(values)[:5])
+        what = {"an image": "looks like an image", "several labels": "holds several labels"}[kind]
         raise ValueError(
-            f"mask {printable(path)} holds {kind}: {found}; expected two values such as 0 and 255; merge "
-            "labels, or export the mask again"
+            f"mask {printable(path)} {what}: {found}; expected two values such as 0 and 255; merge labels, "
+            "or export the mask again"
         )
-    return values > (low + values.max()) / 2
+    return values > sum(levels) / 2
 
 
 def read_mask_values(path: Path, mask_set: MaskSet | None = None) -> np.ndarray:
@@ -312,12 +323,12 @@ def find_mask_values(pixels: np.ndarray, mask_set: MaskSet | None = None) -> np.
     if not isinstance(background, tuple):
         if _is_gray(pixels):
             return pixels[..., 0]
-        background = find_border_color(pixels)
+        background = find_border_color(pixels) if background is None else (background,) * 3
     return measure_difference(pixels, background)
 
 
 def read_mask_pixels(path: Path) -> np.ndarray:
-    """Read the pixels of a mask, upright: (H, W) from a file of gray values, else uint8 (H, W, 3).
+    """Read a mask's pixels, upright: (H, W) as stored from a file of gray values, else uint8 (H, W, 3).
 
     Raises:
         ValueError: see `read_mask`.
@@ -327,23 +338,23 @@ def read_mask_pixels(path: Path) -> np.ndarray:
             raise ValueError(f"it has {n_frames} frames, expected one; merge them into one mask")
         if has_deep_colors(image):
             raise ValueError("it has 16 bits per channel in color; save it with 8")
-        is_white_zero = has_white_zero(image)
+        is_inverted, numbers = has_white_zero(image), read_numbers(image)
         image = ImageOps.exif_transpose(image)
         if is_deep(image):
             values = np.asarray(image)
             if not np.isfinite(values).all():
                 raise ValueError("it contains NaN or infinite values; write 0 for background")
-            return values
+            return values.view(np.uint32) if numbers == (32, 1) else values  # Pillow reads them as signed
         if image.mode in ("1", "L"):
             values = np.asarray(image.convert("L"))
-            inverted = is_white_zero and find_border_color(values[..., None])[0] > 127
-            return 255 - values if inverted else values
-        rgba = np.asarray(image.convert("RGBA"))
-        if _is_constant(rgba[..., :3]) and not _is_constant(rgba[..., 3:]):
-            raise ValueError("it is painted in its alpha channel; save that channel as the mask")
-        if image.mode == "P" and _is_constant(rgba[..., :3]):
-            return np.asarray(image)  # a palette without colors
-        return rgba[..., :3]
+            return 255 - values if is_inverted else values
+        colors = np.asarray(image.convert("RGB"))
+        if _is_constant(colors):
+            if image.has_transparency_data and not _is_constant(np.asarray(image.convert("RGBA"))):
+                raise ValueError("it is painted in its alpha channel; save that channel as the mask")
+            if image.mode == "P" and not _is_constant(np.asarray(image)[..., None]):
+                return np.asarray(image)  # a palette without colors: its numbers count
+        return colors
 
 
 def _is_constant(pixels: np.ndarray) -> bool:

@@ -181,7 +181,7 @@ def test_several_labels_are_refused_and_are_in_the_table(tiny):
     save_image(tiny / "Train/Mask/case_1.png", LABELS)
     save_image(tiny / "Train/Mask/case_2.png", SOFT)
     save_image(tiny / "Train/Mask/case_3.png", EMPTY)
-    with pytest.raises(ValueError, match=r"case_1.png holds several labels: \[0, 1, 2\]"):
+    with pytest.raises(ValueError, match="case_1.png holds several labels: 0, 1, 2;"):
         read_mask(tiny / "Train/Mask/case_1.png")
     found = problems(tiny)
     assert "several labels" in found["error", "Train/Mask/case_1.png"]
@@ -291,6 +291,52 @@ def test_most_masks_tell_the_background_of_a_mask_of_one_value(low, high, tmp_pa
     assert load_cases(tmp_path).areas.tolist() == [REGION.mean(), REGION.mean(), 0, 1]
 
 
+def test_a_color_mask_among_gray_ones_has_their_background(tmp_path):
+    regions = {"a": REGION, "b": REGION[::-1], "red": ~REGION, "full": EMPTY == 0, "empty": EMPTY > 0}
+    for name, region in regions.items():
+        gray = (region * 255).astype(np.uint8)
+        write_pair(tmp_path, name, RGB, gray if name < "c" else paint(region, "black", "red"))
+    for case in find_cases(tmp_path, "train"):
+        assert np.array_equal(read_mask(case.mask, case.mask_set), regions[case.image_id]), case.image_id
+
+
+def test_palettes_of_one_color_are_read_by_it(tmp_path):
+    regions = {"a": REGION, "b": REGION[::-1], "full": EMPTY == 0, "empty": EMPTY > 0}
+    for name, region in regions.items():
+        write_pair(tmp_path, name, RGB, EMPTY)
+        Image.fromarray(paint(region, "black", "red")).quantize().save(tmp_path / f"Train/Mask/{name}.png")
+    for case in find_cases(tmp_path, "train"):
+        assert np.array_equal(read_mask(case.mask, case.mask_set), regions[case.image_id]), case.image_id
+
+
+@pytest.mark.parametrize("region", [REGION, ~REGION, EMPTY == 0, EMPTY > 0])
+def test_a_tiff_of_bool_is_read_as_it_is_stored(region, tmp_path):
+    imwrite(tmp_path / "mask.tif", region)  # marked as white is 0
+    assert np.array_equal(read_mask(tmp_path / "mask.tif"), region)
+
+
+@pytest.mark.parametrize("high", [1, 2**32 - 1])
+def test_large_unsigned_numbers_do_not_become_negative(high, tmp_path):
+    imwrite(tmp_path / "mask.tif", np.where(REGION, high, 0).astype(np.uint32))
+    assert np.array_equal(read_mask(tmp_path / "mask.tif"), REGION)
+
+
+@pytest.mark.parametrize("pair", [("black", "red"), ("white", "blue"), ("green", "red")])
+def test_colors_saved_as_jpeg_are_read(pair, tmp_path):
+    region = np.kron(REGION, np.ones((12, 12), bool))
+    path = save_image(tmp_path / "mask.jpg", paint(region, *pair), quality=75)
+    wrong = read_mask(path) != region
+    assert wrong.mean() < 0.01 and describe_mask(read_mask_values(path)) == "anti-aliased"
+
+
+def test_a_16_bit_color_of_a_bmp_is_one_of_a_pixel(tmp_path):
+    header = struct.pack("<2sIHHI", b"BM", 54 + 2 * 4, 0, 0, 54) + struct.pack(
+        "<IiiHHIIiiII", 40, 2, 2, 1, 16, 0, 8, 0, 0, 0, 0
+    )
+    (tmp_path / "mask.bmp").write_bytes(header + struct.pack("<4H", 0, 0x7FFF, 0, 0))
+    assert read_mask(tmp_path / "mask.bmp").sum() == 1
+
+
 def test_two_foreground_colors_are_two_labels(tmp_path):
     values = paint(REGION, "red", "green")
     paths = [save_image(tmp_path / f"{n}.png", paint(REGION, "black", "red")) for n in "ab"]
@@ -337,6 +383,11 @@ UNREADABLE_MASKS = {
     "half precision": ("16-bit floating point", lambda p: imwrite(p, REGION.astype(np.float16))),
     "frames": ("2 frames, expected one", lambda p: save_frames(p, HALF, HALF[::-1])),
     "16-bit colors in TIFF": ("16 bits per channel", lambda p: imwrite(p, DEEP, photometric="rgb")),
+    "16-bit colors in planes": (
+        "16 bits per channel",
+        lambda p: imwrite(p, np.moveaxis(DEEP, 2, 0), photometric="rgb", planarconfig="separate"),
+    ),
+    "64 bits in a large TIFF": ("64-bit floating", lambda p: imwrite(p, REGION.astype(float), bigtiff=True)),
     "five channels": (
         "5 channel",
         lambda p: imwrite(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from ctseg.masks import describe_mask, find_border_color, is_outline, measure_difference
+from ctseg.masks import describe_mask, find_border_color, find_levels, is_outline, measure_difference
 
 Y, X = np.mgrid[:200, :260]
 DISC = (Y - 90) ** 2 + (X - 120) ** 2 < 40**2
@@ -48,6 +48,8 @@ SOFT = {
     "blurred, of 200 and 255": ndimage.gaussian_filter((WHITE // 255) * np.uint8(55) + np.uint8(200), 2),
     **{f"shrunk, {kind}": resize(WHITE, 1 / 3, kind) for kind in ("BOX", "BILINEAR", "BICUBIC", "LANCZOS")},
     **{f"enlarged, {kind}": resize(WHITE, 6, kind) for kind in ("BILINEAR", "BICUBIC", "LANCZOS")},
+    **{f"JPEG of 128 and 255, {q}": save_as_jpeg(128 + WHITE // 2, q) for q in (50, 75, 95)},
+    "sharply resized, of 128 and 255": resize(128 + WHITE // 2, 0.7, "LANCZOS"),
     **{f"JPEG of quality {quality}": save_as_jpeg(WHITE, quality) for quality in (30, 75, 95, 100)},
 }
 LABELS = {
@@ -56,6 +58,11 @@ LABELS = {
     "1 in 2": np.where(CORE, 1, 2 * DISC).astype(np.uint8),
     "halves": np.where(X < 120, 127, 255).astype(np.uint8) * DISC,
     "1 in a thin rim around 2": DISC + ndimage.binary_erosion(DISC, iterations=2).astype(np.uint8),
+    "instances": (DISC * (1 + (Y // 20) * 13 + X // 20)).astype(np.uint16),
+    "a small spot in a large region": np.where((Y - 95) ** 2 + (X - 110) ** 2 < 36, 128, WHITE).astype(
+        np.uint8
+    ),
+    "a middle label over most of the mask": np.where(CORE, 255, 127).astype(np.uint8) * (X > 20),
     "1 and 255": np.where(SPOT, 1, WHITE).astype(np.uint8),
     "254 and 255": np.where(SPOT, 254, WHITE).astype(np.uint8),
     "as JPEG": save_as_jpeg(np.where(CORE, 127, WHITE).astype(np.uint8), 90),
@@ -81,7 +88,14 @@ def test_a_third_label_is_not_a_soft_edge(kind):
     assert describe_mask(LABELS[kind]) == "several labels"
 
 
-@pytest.mark.parametrize("step", [1, 4])
+def test_levels_are_the_frequent_values_not_the_overshoot():
+    assert find_levels(save_as_jpeg(128 + WHITE // 2, 75)) == (128, 255)
+    assert find_levels(resize(128 + WHITE // 4, 0.7, "LANCZOS")) == (128, 191)
+    assert find_levels(np.array([[0, 100, 255]])) == (0, 255)
+    assert find_levels(np.array([[7, 7]])) == (0, 7) and find_levels(np.array([[-1, -1]])) == (-1, -1)
+
+
+@pytest.mark.parametrize("step", [1, 2])
 def test_labels_and_soft_edges_are_told_apart_in_large_masks(step):
     large = {
         name: np.kron(values, np.ones((8 * step, 8 * step), values.dtype)) for name, values in LABELS.items()
@@ -94,13 +108,13 @@ def test_labels_and_soft_edges_are_told_apart_in_large_masks(step):
 
 
 @pytest.mark.parametrize(
-    ("values", "low", "kind"),
+    ("values", "levels", "kind"),
     [
         ([[0, 0]], None, "empty"),
         ([[7, 7]], None, "full"),
-        ([[7, 7]], 7, "empty"),
+        ([[7, 7]], (7, 7), "empty"),
         ([[-1, -1]], None, "empty"),
-        ([[0, 0]], -1, "full"),
+        ([[0, 0]], (-1, 0), "full"),
         ([[0, 1]], None, "0/1"),
         ([[0, 255]], None, "0/255"),
         ([[128, 255]], None, "two values"),
@@ -108,8 +122,8 @@ def test_labels_and_soft_edges_are_told_apart_in_large_masks(step):
         ([[0, 65535]], None, "two values"),
     ],
 )
-def test_masks_of_one_or_two_values_are_named(values, low, kind):
-    assert describe_mask(np.array(values), low) == kind
+def test_masks_of_one_or_two_values_are_named(values, levels, kind):
+    assert describe_mask(np.array(values), levels) == kind
 
 
 def test_a_picture_is_not_a_mask():

@@ -11,9 +11,11 @@ from ctseg.data import (
     SegmentationDataset,
     describe_mask,
     find_cases,
+    load_training_set,
     read_mask,
     read_mask_values,
 )
+from ctseg.explore import describe_cases
 from ctseg.losses import DiceBCELoss
 from ctseg.metrics import dice_score
 from ctseg.model import make_model
@@ -29,6 +31,7 @@ from ctseg.predict import (
     write_oof,
 )
 from ctseg.report import summarize
+from ctseg.submission import check_contest_files, encode_rle
 from ctseg.train import evaluate_model
 from ctseg.transforms import EvalTransform, to_float
 
@@ -212,3 +215,30 @@ def test_candidates_of_several_smoothings_keep_their_rows(tiny, tmp_path):
             probability, letterbox, true_mask = validation.read(index)
             assert score == dice_score(make_mask(probability, letterbox, candidate), true_mask)
     assert len(np.unique(scores, axis=0)) == 4
+
+
+@pytest.fixture
+def lifted(tiny):
+    """A data set with masks of 128 and 255, one of them empty, which a mask alone does not tell."""
+    for path in sorted((tiny / "Train/Mask").iterdir()):
+        stored = np.asarray(Image.open(path))
+        values = np.where(stored, 255, 128) if path.stem != "case_1" else stored * 0 + 128
+        Image.fromarray(values.astype(np.uint8)).save(path)
+    return tiny
+
+
+def test_every_reader_knows_what_is_background_in_the_set(lifted, tmp_path):
+    cases = find_cases(lifted, "train")
+    masks = {case.image_id: read_mask(case.mask, case.mask_set) for case in cases}
+    assert masks["case_1"].sum() == 0 and [mask.sum() for mask in masks.values()] == [70, 0, 98, 112]
+    dataset = SegmentationDataset(cases, EvalTransform(32))
+    training_set = load_training_set(dataset)
+    model = make_constant_model(-9)
+    assert evaluate_model(model, training_set, threshold=0.5).tolist() == [0, 1, 0, 0]
+    write_oof(tmp_path / "oof.npz", model, training_set)
+    assert OutOfFold([tmp_path / "oof.npz"], cases).score(PostProcess()).tolist() == [0, 1, 0, 0]
+    write_masks(masks.items(), tmp_path / "masks")
+    assert set(score_masks(tmp_path / "masks", lifted / "Train/Mask").values()) == {1.0}
+    assert [row["mask_area"] for row in describe_cases(cases)] == [mask.mean() for mask in masks.values()]
+    (lifted / "train.csv").write_text(f"ID,Mask\ncase_1,\ncase_0,{encode_rle(masks['case_0'])}\n")
+    check_contest_files(lifted)

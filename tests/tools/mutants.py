@@ -102,8 +102,8 @@ FAULTS = [
         "Case(stem, paths[0], masks[stem][0], mask_set)",
         "Case(stem, paths[0], masks.popitem()[1][0], mask_set)",
     ),
-    ("0/1 masks read as empty", "data", "return values > (low + values.max()) / 2", "return values > 127"),
-    ("the lower of two values read as foreground", "data", "(low + values.max()) / 2", "values.max() / 2"),
+    ("0/1 masks read as empty", "data", "return values > sum(levels) / 2", "return values > 127"),
+    ("the lower of two values read as foreground", "data", "sum(levels) / 2", "values.max() / 2"),
     (
         "the background of a color mask is that of its own border alone",
         "data",
@@ -113,8 +113,8 @@ FAULTS = [
     (
         "an image of one value full, whatever the others have",
         "data",
-        "return min(float(low), background) if low < high else background",
-        "return float(low if low < high else min(0, low))",
+        "return background if lowest == highest else min(low, background), high",
+        "return low, high",
     ),
     ("colors without red", "masks", "_LUMA = (0.299,", "_LUMA = (0.0,"),
     (
@@ -130,7 +130,7 @@ FAULTS = [
         "if not np.isfinite(values).all():\n                raise",
         "if False:\n                raise",
     ),
-    ("a mask in the alpha channel empty", "data", "and not _is_constant(rgba[..., 3:])", "and False"),
+    ("a mask in the alpha channel empty", "data", "if image.has_transparency_data", "if False"),
     (
         "a mask's orientation ignored",
         "data",
@@ -144,11 +144,48 @@ FAULTS = [
         "Image.open(path, formats=_FORMATS)",
     ),
     ("all masks empty, trained all the same", "data", "if set(areas) in ({0}, {1}):", "if False:"),
-    ("a third label taken for soft edges", "masks", "if depth.max() >= least:", "if False:"),
+    (
+        "levels at the ends of what JPEG overshoots",
+        "masks",
+        "if len(present) > _FEW_VALUES:\n        is_upper",
+        "if False:\n        is_upper",
+    ),
+    ("instances taken for soft edges", "masks", "if _numbers_regions(share):", "if False:"),
+    (
+        "a small label taken for a soft edge",
+        "masks",
+        "if not tolerance and deepest >= _COMPACT_DEPTH",
+        "if False",
+    ),
+    (
+        "one mask of the set asked for its background",
+        "data",
+        "sample = self._paths[:: math.ceil(len(self._paths) / 64) or 1]",
+        "sample = self._paths[:1]",
+    ),
+    (
+        "16-bit planes cut to 8",
+        "data",
+        "max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8",
+        "False",
+    ),
+    (
+        "the set left out of validation",
+        "train",
+        "read_mask(case.mask, case.mask_set)",
+        "read_mask(case.mask)",
+    ),
+    ("the set left out of out-of-fold scores", "predict", "self.cases[index].mask_set", "None"),
+    (
+        "a third label taken for soft edges",
+        "masks",
+        "if deepest >= max(least,",
+        "if False and deepest >= max(least,",
+    ),
     (
         "soft edges taken for a third label",
         "masks",
-        "_LABEL_RELATIVE_DEPTH * _measure_depth(region).max()",
+        "_LABEL_RELATIVE_DEPTH * around",
         "0",
     ),
     (
