@@ -1,13 +1,12 @@
 """The data check: every problem of a data set in one table, before it costs a run."""
 
+import os
 import re
-import shlex
 import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
 
@@ -154,7 +153,7 @@ def _check_strays(root: Path) -> list[dict]:
         used = {path for paths in find_files(folder).values() for path in paths}
         if strays := [printable(path.name) for path in folder.glob("*") if path not in used]:
             what = f"ignored: {abridge(strays)}"
-            rows.append(_problem("note", name, what, "remove it, or convert it to PNG"))
+            rows.append(_problem("note", name, what, "remove them, or convert images to PNG"))
     return rows
 
 
@@ -168,12 +167,17 @@ def _check_names(folder: str, found: Mapping[str, list[Path]]) -> list[dict]:
         if len(paths) > 1:
             what = f"same stem as {printable(paths[0].name)}"
             rows.append(_problem("error", f"{folder}/{printable(paths[1].name)}", what, "remove one of them"))
-    foreign = [stem for stem, (path, *_) in found.items() if printable(path) != str(path)]
+    foreign = [
+        stem
+        for stem, (path, *_) in found.items()
+        if stem != os.fsencode(path.stem).decode("utf-8", "replace")  # whatever the locale is
+    ]
     if foreign:
-        what, remedy = f"names that are not UTF-8: {abridge(foreign)}", "rename them; ids have these escapes"
+        what = f"names that are not UTF-8, or hold a carriage return: {abridge(foreign)}"
+        remedy = "rename them as the contest lists them; until then, ids have these escapes"
         rows.append(_problem("warning", folder, what, remedy))
     if long := [stem for stem in found if len(stem.encode()) > _LONGEST_NAME]:
-        remedy = f"shorten them to {_LONGEST_NAME} bytes, so that a mask's file can have the same"
+        remedy = f"shorten them to {_LONGEST_NAME} bytes, so that a mask's file can have them"
         rows.append(_problem("error", folder, f"names that are too long: {abridge(long)}", remedy))
     usual = re.compile(r"[\w.-]+", re.ASCII)
     if odd := [stem for stem in found if not usual.fullmatch(stem) and stem not in foreign]:
@@ -186,14 +190,14 @@ def _check_names(folder: str, found: Mapping[str, list[Path]]) -> list[dict]:
 
 
 def _check_pairs(images: Mapping[str, list[Path]], masks: Mapping[str, list[Path]]) -> list[dict]:
-    """Find images and masks without the other of the same stem: misnamed, one of several, or alone."""
+    """Find images without a mask, and masks without an image: misnamed, one of several, or alone."""
     orphans = masks.keys() - images.keys()
     image_of = _match_names(orphans, images.keys(), masks.keys())
     masks_of = Counter(image_of.values())
     misnamed = {
         mask: image for mask, image in image_of.items() if image not in masks and masks_of[image] == 1
     }
-    rows = _describe_names(misnamed, masks)
+    rows = _describe_names(misnamed, images, masks)
     for stem in sorted(orphans - misnamed.keys()):
         file = f"{MASK_FOLDER}/{printable(masks[stem][0].name)}"
         if stem in image_of:
@@ -212,19 +216,22 @@ def _check_pairs(images: Mapping[str, list[Path]], masks: Mapping[str, list[Path
 def _match_names(orphans: Iterable[str], images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
     """The image that each mask without one of its stem seems to belong to.
 
-    Its name begins or ends with the image's, the longest first; or both have the same words and numbers, but
-    for those that most names of their folder have.
+    Its name begins or ends with the image's, the longest first; or both have the same words and numbers but
+    for those that most names of their folder have, and share no words in another order.
     """
     plain = {_plain(image): image for image in images}
-    by_words, words_of_mask = _index_words(images), {}
-    for words, stems in _index_words(masks).items():
-        words_of_mask |= dict.fromkeys(stems, words)
+    of_images, of_masks = _split_names(images), _split_names(masks)
+    by_id = defaultdict(list)
+    for image, name in of_images.items():
+        by_id[name.id_words].append(image)
     image_of = {}
     for mask in sorted(orphans):
         alike = [plain[part] for part in _find_ends(_plain(mask)) if part in plain]
-        same = by_words.get(words_of_mask[mask], ())
-        if alike or (len(same) == 1 and words_of_mask[mask]):
-            image_of[mask] = max(alike, key=len) if alike else same[0]
+        same = by_id[of_masks[mask].id_words] if of_masks[mask].id_words else []
+        if alike:
+            image_of[mask] = max(alike, key=len)
+        elif len(same) == 1 and _agree(of_images[same[0]].common, of_masks[mask].common):
+            image_of[mask] = same[0]
     return image_of
 
 
@@ -239,45 +246,82 @@ def _find_ends(stem: str) -> list[str]:
     return [part for cut in cuts for part in (stem[:cut], stem[cut:]) if part]
 
 
-def _index_words(stems: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-    """Names by the words and numbers in them that at most half of all names have."""
-    words = {stem: re.findall(r"\d+|[^\W\d_]+", _plain(stem)) for stem in stems}
-    frequency = Counter(word for found in words.values() for word in set(found))
-    index = defaultdict(list)
-    for stem, found in words.items():
-        index[tuple(word for word in found if 2 * frequency[word] <= len(words))].append(stem)
-    return index
+@dataclass(frozen=True)
+class _Name:
+    """A name's words and numbers: those that tell it from others, and those that most names have."""
+
+    id_words: tuple[str, ...]  # numbers without leading zeros
+    common: tuple[str, ...]
+    start: str  # before the first of its own words
+    end: str  # after the last
 
 
-def _describe_names(image_of: Mapping[str, str], masks: Mapping[str, list[Path]]) -> list[dict]:
-    """Rows for misnamed masks; one for all that differ from their images' names in the same way."""
-    rules = defaultdict(list)
+def _split_names(stems: Iterable[str]) -> dict[str, _Name]:
+    """Split names into words; a word is common if more than half of the names have it."""
+    found = {stem: list(re.finditer(r"\d+|[^\W\d_]+", stem)) for stem in stems}
+    words = {stem: [_plain(match[0]).lstrip("0") or "0" for match in found[stem]] for stem in found}
+    frequency = Counter(word for names in words.values() for word in set(names))
+    split = {}
+    for stem, matches in found.items():
+        is_common = [2 * frequency[word] > len(words) for word in words[stem]]
+        own = [match for match, common in zip(matches, is_common) if not common]
+        split[stem] = _Name(
+            tuple(word for word, common in zip(words[stem], is_common) if not common),
+            tuple(word for word, common in zip(words[stem], is_common) if common),
+            stem[: own[0].start()] if own else stem,
+            stem[own[-1].end() :] if own else "",
+        )
+    return split
+
+
+def _agree(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether the words that both have are in the same order."""
+    shared = set(first) & set(second)
+    return [word for word in first if word in shared] == [word for word in second if word in shared]
+
+
+def _describe_names(
+    image_of: Mapping[str, str], images: Iterable[str], masks: Mapping[str, list[Path]]
+) -> list[dict]:
+    """Rows for misnamed masks: one per naming rule that more than five follow."""
+    of_images, of_masks, rules = _split_names(images), _split_names(masks), defaultdict(list)
     for mask, image in image_of.items():
-        match = SequenceMatcher(None, image, mask, autojunk=False).find_longest_match()
-        ends = image[: match.a], image[match.a + match.size :], mask[: match.b], mask[match.b + match.size :]
-        rules[ends].append(mask)
+        start, found, end = mask.partition(image)
+        old, new = (start, end), ("", "")
+        if not found:
+            old, new = ((name.start, name.end) for name in (of_masks[mask], of_images[image]))
+        if mask[len(old[0]) : len(mask) - len(old[1])] != image[len(new[0]) : len(image) - len(new[1])]:
+            old = new = None  # they differ within, as 1 and 001
+        rules[old, new].append(mask)
     rows = []
-    for (image_start, image_end, mask_start, mask_end), group in rules.items():
-        if len(group) > 5:
-            names = f"{mask_start}<id>{mask_end} for the image {image_start}<id>{image_end}"
-            command = _write_rename((mask_start, mask_end), (image_start, image_end))
-            remedy = f"give them the stems of their images; in their folder: {command}"
-            rows.append(_problem("error", MASK_FOLDER, f"masks named {names}", remedy, abridge(group)))
+    for (old, new), group in rules.items():
+        if len(group) > 5 and old:
+            what = "masks named {}<id>{} for the image {}<id>{}".format(*old, *new)
+            others = [
+                mask
+                for mask in masks
+                if mask not in group and mask.startswith(old[0]) and mask.endswith(old[1])
+            ]
+            is_safe = not others and all(mask == masks[mask][0].stem for mask in group)
+            command = f"; in their folder: {_write_rename(old, new)}" if is_safe else ""
+            remedy = f"give them the stems of their images{command}"
+            rows.append(_problem("error", MASK_FOLDER, what, remedy, abridge(group)))
             continue
         for mask in group:
             file = f"{MASK_FOLDER}/{printable(masks[mask][0].name)}"
-            remedy = f"give it the stem of its image, {image_of[mask]!r}"
-            rows.append(_problem("error", file, "mask without an image", remedy))
+            detail = f"of the image {image_of[mask]!r}"
+            rows.append(_problem("error", file, "misnamed mask", "give it the stem of its image", detail))
     return rows
 
 
 def _write_rename(old: tuple[str, str], new: tuple[str, str]) -> str:
     """The shell's command that changes how all stems in a folder begin and end."""
     (old_start, old_end), (new_start, new_end) = (
-        tuple(shlex.quote(text) if text else "" for text in ends) for ends in (old, new)
+        tuple("'" + text.replace("'", "'\"'\"'") + "'" if text else "" for text in ends)
+        for ends in (old, new)
     )
     cut = f"n=${{f#{old_start}}}; n=${{n%{old_end}.*}}"
-    move = f'mv -n "$f" {new_start}"$n"{new_end}."${{f##*.}}"'
+    move = f'mv -n -- "$f" {new_start}"$n"{new_end}."${{f##*.}}"'
     return f"for f in {old_start}*{old_end}.*; do {cut}; {move}; done"
 
 
@@ -443,10 +487,15 @@ def _check_depths(
     for findings in (*train, *test):
         if findings.deep and depths == {False} and not has_window:
             what, severity = "more than 8 bits, where the training images have 8", "error"
-            remedy = "convert it to 8 bits as they were, or pass window_low and window_high, in its values"
+            remedy = (
+                "convert it to 8 bits in the same way as them, or pass the values that become black and "
+                "white, as in -p window_low 0 -p window_high 65535"
+            )
         elif findings.deep:
             what, severity = "more than 8 bits", "warning"
             remedy = "set window_low and window_high, or they are found on the training images"
+            if has_window:
+                remedy = "read through the window that is given"
         elif findings.deep is False and True in depths:
             what, severity = "8 bits, where training images have more", "warning"
             remedy = "read as it is; make sure that it was converted with the same window"
@@ -590,10 +639,15 @@ def main() -> None:
     """Print the table for the data set named on the command line; exit with status 1 if it has an error."""
     rows = check_dataset(find_data_root(sys.argv[1]))
     for row in rows:
-        print("{severity:8} {file}: {problem}; {remedy}".format(**row))
+        print(_escape("{severity:8} {file}: {problem}; {remedy}".format(**row)))
     counts = {name: sum(row["severity"] == name for row in rows) for name in _SEVERITIES}
     print(", ".join(f"{n} {severity}s" for severity, n in counts.items()))
     sys.exit(1 if counts["error"] else 0)
+
+
+def _escape(line: str) -> str:
+    """A line without line breaks and what else would change how a terminal shows it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 if __name__ == "__main__":

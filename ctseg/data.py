@@ -81,12 +81,19 @@ class Case:
 
 
 def printable(name: str | Path) -> str:
-    r"""A file's name, with escapes for bytes that are not UTF-8, as archives from other systems have them.
+    r"""A file's name in UTF-8, with escapes for other bytes (as in archives from other systems) and for "\r".
+
+    A carriage return would end a line of the submission.
 
     >>> print(printable("l\udce9sion"))
     l\xe9sion
     """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\r", r"\r")
+
+
+def png_path(folder: Path, image_id: str) -> Path:
+    """The PNG of an id, by its UTF-8 bytes: the locale may know fewer letters."""
+    return folder / os.fsdecode(f"{image_id}.png".encode())
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:

@@ -8,7 +8,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ctseg.data import Case, MaskSet, SegmentationDataset, TrainingSet, map_threads, read_mask
+from ctseg.data import (
+    Case,
+    MaskSet,
+    SegmentationDataset,
+    TrainingSet,
+    find_files,
+    map_threads,
+    png_path,
+    printable,
+    read_mask,
+)
 from ctseg.device import MEMORY_FORMAT, autocast, choose_precision
 from ctseg.files import atomic_path, lock_folder
 from ctseg.metrics import dice_score
@@ -88,26 +98,29 @@ def write_masks(predictions: Iterable[tuple[str, np.ndarray]], folder: Path) -> 
         for image_id, mask in predictions:
             if image_id in written:
                 raise ValueError(f"prediction for {image_id!r}, which is repeated; expected each image once")
-            with atomic_path(folder / f"{image_id}.png") as partial:
+            with atomic_path(png_path(folder, image_id)) as partial:
                 Image.fromarray(mask).convert("L").save(partial)
             written.add(image_id)
         for path in list(folder.glob("*.png")):
-            if path.stem not in written:
+            if printable(path.stem) not in written:
                 path.unlink()
 
 
 def read_masks(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (image_id, mask), bool (H, W), of all masks that `write_masks` wrote."""
     for path in sorted(folder.glob("[!.]*.png")):
-        yield path.stem, read_mask(path)
+        yield printable(path.stem), read_mask(path)
 
 
 def score_masks(folder: Path, true_masks: Path) -> dict[str, float]:
     """Dice of every `<image_id>.png` of `folder` with its namesake in `true_masks`, {image_id: Dice}."""
-    paths = sorted(folder.glob("[!.]*.png"))
-    true_set = MaskSet([true_masks / path.name for path in paths])
+    true_paths = {stem: paths[0] for stem, paths in find_files(true_masks).items()}
+    true_set = MaskSet(list(true_paths.values()))
     return {
-        path.stem: dice_score(read_mask(path), read_mask(true_masks / path.name, true_set)) for path in paths
+        image_id: dice_score(
+            mask, read_mask(true_paths.get(image_id, png_path(true_masks, image_id)), true_set)
+        )
+        for image_id, mask in read_masks(folder)
     }
 
 

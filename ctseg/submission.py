@@ -134,7 +134,7 @@ def read_rows(path: Path) -> list[dict]:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}; {_AGAIN}") from None
-    if text.startswith("\ufeff") or "\r" in text:
+    if text.startswith("\ufeff") or "\r\n" in text:
         found = "a byte-order mark" if text.startswith("\ufeff") else "Windows line ends"
         raise ValueError(f"{path} has {found}, as spreadsheets and editors write; expected none; {_AGAIN}")
     reader = _make_reader(io.StringIO(text, newline=""))

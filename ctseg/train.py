@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ctseg.augment import Augment, TrainTransform
 from ctseg.config import Config
-from ctseg.data import TrainingSet, map_threads, read_mask
+from ctseg.data import TrainingSet, map_threads, png_path, read_mask
 from ctseg.device import MEMORY_FORMAT, autocast, choose_precision
 from ctseg.files import atomic_path, lock_folder, write_csv
 from ctseg.losses import DiceBCELoss, Losses
@@ -219,7 +219,7 @@ def evaluate_model(
             letterbox.undo(probabilities[index]) > threshold,
         )
         if picture_dir and index < _N_PICTURES:
-            path = picture_dir / f"{case.image_id}.png"
+            path = png_path(picture_dir, case.image_id)
             _write_picture(path, validation.images[index], letterbox, true_mask, pred_mask)
         return dice_score(pred_mask, true_mask)
 

@@ -192,7 +192,7 @@ ERRORS = {
     "no image": (MASK, "mask without an image", lambda r: (r / IMAGE).unlink()),
     "masks named by a suffix": (
         "Train/Mask/train_003_segmentation.png",
-        "give it the stem of its image, 'train_003'",
+        "misnamed mask: of the image 'train_003'; give it the stem of its image",
         lambda r: rename(r, MASK, "train_003_segmentation.png"),
     ),
     "masks in capitals": (
@@ -445,6 +445,12 @@ NAMES = {  # by kind, a mask's name for its image's number, and the image's
     "another suffix": ("{}_msk", "{}_img"),
     "words": ("case {} label v2", "case {} image"),
     "prefix and suffix": ("seg-{}-final", "{}"),
+    "within": ("train_label_{}", "train_image_{}"),
+    "within, before a word": ("{}_label_final", "{}_image_final"),
+    "alike letters": ("segmentation_{}", "volume_{}"),
+    "a percent sign": ("{}%mask", "{}"),
+    "a dash first": ("-{}", "image-{}"),
+    "a quote": ("it's {}", "{}"),
     "capitals": ("CASE_{}", "case_{}"),
 }
 
@@ -465,6 +471,29 @@ def test_masks_named_in_another_way_are_one_row_whose_command_renames_them(root,
     command = row["remedy"].partition("in their folder: ")[2]
     subprocess.run(["bash", "-euc", command], cwd=root / "Train/Mask", check=True)
     assert [row for row in check_dataset(root) if row["severity"] == "error"] == []
+
+
+def test_no_command_is_offered_that_would_rename_right_masks(root):
+    rename_all(root, "{}", "x-{}")
+    for number in range(10, 18):
+        rename(root, f"Train/Mask/{number}.png", f"x-{number}.png")
+    (row,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    assert row["problem"].startswith("masks named <id> for the image x-<id>: 18, 19")
+    assert row["remedy"] == "give them the stems of their images"
+
+
+def test_leading_zeros_are_one_row(root):
+    rename_all(root, "mask 00{}", "img{}")
+    (row,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    assert row["problem"].startswith("misnamed mask: mask 0010.png (of the image 'img10'), mask 0011")
+
+
+def test_words_in_another_order_are_not_matched(root):
+    for index in range(16):
+        rename(root, f"Train/Image/train_{index:03}.jpg", f"P{index // 4}_S{index % 4}.jpg")
+        rename(root, f"Train/Mask/train_{index:03}.png", f"mask_S{index // 4}_P{index % 4}.png")
+    errors = {row["problem"].partition(":")[0] for row in check_dataset(root) if row["severity"] == "error"}
+    assert errors == {"image without a mask", "mask without an image"}
 
 
 def test_the_suffix_of_misnamed_masks_is_named(root):
@@ -521,13 +550,32 @@ def test_negative_values_stored_as_large_ones_are_found(root):
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
 def test_the_program_prints_to_any_terminal(root, encoding):
     os.rename(root / MASK, os.fsencode(root / "Train/Mask") + b"/l\xe9sion.png")
-    save(root, "Train/Mask/train_001.png", load(root, "Train/Mask/train_001.png")[:50, :60])
+    rename(root, TEST, "a\r\x1b[31mb.jpg")
+    for index in range(6):
+        (root / "Train/Image" / f"note{index}.txt").touch()
     done = subprocess.run(
         [sys.executable, "-m", "ctseg.check", str(root)],
         env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
     )
-    assert done.returncode == 1 and b"Train/Mask/l\\xe9sion.png: mask without an image" in done.stdout, done
+    more = "…" if encoding == "utf-8" else "\\u2026"
+    printed = done.stdout.decode(encoding)
+    assert done.returncode == 1 and f"note4.txt {more} (6)" in printed, done
+    assert "Train/Mask/l\\xe9sion.png: mask without an image" in printed
+    assert "a\\r\\x1b[31mb" in printed and "\x1b" not in printed
+
+
+def test_a_name_with_letters_is_utf8_whatever_the_locale(root):
+    rename(root, TEST, "münchen.jpg")
+    environment = {
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    command = [sys.executable, "-m", "ctseg.check", str(root)]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "not UTF-8" not in done.stdout and "m\\xfcnchen" in done.stdout, done
 
 
 def test_a_copy_is_found_within_train_and_across_to_test(tiny):

@@ -526,7 +526,10 @@ def test_names_that_are_not_utf8_are_shown_with_escapes_and_crash_nothing(latin,
         case.image_id for case in find_cases(latin, "train")
     ]
     assert load_cases(latin).areas.max() < 1
-    assert problems(latin)["warning", "Test/Image"] == "names that are not UTF-8: t\\xe9st (1)"
+    assert (
+        problems(latin)["warning", "Test/Image"]
+        == "names that are not UTF-8, or hold a carriage return: t\\xe9st (1)"
+    )
     write_masks([(case.image_id, EMPTY > 0)], tmp_path / "masks")
     write_submission(tmp_path / "submission.csv", read_masks(tmp_path / "masks"), [case])
     assert (tmp_path / "submission.csv").read_text() == "ID,Mask\nt\\xe9st,\n"

@@ -8,10 +8,12 @@ from PIL import Image
 from torch import nn
 
 from ctseg.data import (
+    Case,
     SegmentationDataset,
     describe_mask,
     find_cases,
     load_training_set,
+    printable,
     read_mask,
     read_mask_values,
 )
@@ -31,7 +33,7 @@ from ctseg.predict import (
     write_oof,
 )
 from ctseg.report import summarize
-from ctseg.submission import check_contest_files, encode_rle
+from ctseg.submission import check_contest_files, encode_rle, write_submission
 from ctseg.train import evaluate_model
 from ctseg.transforms import EvalTransform, to_float
 
@@ -215,6 +217,15 @@ def test_candidates_of_several_smoothings_keep_their_rows(tiny, tmp_path):
             probability, letterbox, true_mask = validation.read(index)
             assert score == dice_score(make_mask(probability, letterbox, candidate), true_mask)
     assert len(np.unique(scores, axis=0)) == 4
+
+
+@pytest.mark.parametrize("image_id", [printable("a\rb"), "a\nb", "münchen", "l\\xe9sion"])
+def test_odd_ids_come_back_from_masks_and_the_submission(image_id, tmp_path):
+    image = save_image(tmp_path / "image.png", np.zeros((3, 4, 3), np.uint8))
+    write_masks([(image_id, np.eye(3, 4, dtype=bool))], tmp_path / "masks")
+    write_masks([(image_id, np.eye(3, 4, dtype=bool))], tmp_path / "true")
+    write_submission(tmp_path / "s.csv", read_masks(tmp_path / "masks"), [Case(image_id, image)])
+    assert score_masks(tmp_path / "masks", tmp_path / "true") == {image_id: 1.0}
 
 
 @pytest.fixture
