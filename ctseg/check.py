@@ -109,6 +109,18 @@ def check_dataset(root: str | Path, *, has_window: bool = False) -> list[dict]:
     return _merge_rows(rows + _check_tables(root))
 
 
+def stop_at_errors(rows: Sequence[dict]) -> None:
+    """Print the warnings of `check_dataset`'s table, and raise a ValueError if there is an error in it."""
+    errors, warnings = ([row for row in rows if row["severity"] == name] for name in ("error", "warning"))
+    for row in warnings:
+        print("warning: {file}: {problem}; {remedy}".format(**row))
+    if errors:
+        found = "\n".join("{file}: {problem}; {remedy}".format(**row) for row in errors[:5])
+        raise ValueError(
+            f"{len(errors)} errors in the data, fix them first ('make check' lists all):\n{found}"
+        )
+
+
 def _problem(severity: str, file: str, what: str, remedy: str, detail: str = "") -> dict:
     """One row of the table of `check_dataset`; the detail differs among files with the same problem."""
     return {"severity": severity, "file": file, "problem": what, "remedy": remedy, "detail": detail}

@@ -530,6 +530,17 @@ def test_a_number_is_not_cut_where_names_are_matched(root):
     assert rows == {(IMAGE, "image without a mask"), ("Train/Mask/train_0030.png", "mask without an image")}
 
 
+def test_errors_stop_with_their_rows_and_warnings_are_printed(root, capsys):
+    save(root, MASK, load(root) * 0)
+    check.stop_at_errors(check_dataset(root))
+    assert capsys.readouterr().out == f"warning: {MASK}: empty: 0; kept: there is nothing to find\n"
+    (root / MASK).unlink()
+    with pytest.raises(
+        ValueError, match=f"1 errors in the data.*make check.*\n{IMAGE}: image without a mask"
+    ):
+        check.stop_at_errors(check_dataset(root))
+
+
 def test_a_window_that_is_given_serves_deep_test_images(root):
     save(root, TEST, load(root, TEST)[..., 0].astype(np.uint16) * 9, format="PNG")
     rows = check_dataset(root, has_window=True)

@@ -59,9 +59,10 @@ LABELS = {
     "halves": np.where(X < 120, 127, 255).astype(np.uint8) * DISC,
     "1 in a thin rim around 2": DISC + ndimage.binary_erosion(DISC, iterations=2).astype(np.uint8),
     "instances": (DISC * (1 + (Y // 20) * 13 + X // 20)).astype(np.uint16),
-    "a small spot in a large region": np.where((Y - 95) ** 2 + (X - 110) ** 2 < 36, 128, WHITE).astype(
-        np.uint8
-    ),
+    "a small spot in a large region": np.where(
+        (Y - 95) ** 2 + (X - 110) ** 2 < 36, 128, 255 * ((Y > 9) & (Y < 190))
+    ).astype(np.uint8),
+    "many instances": np.where((Y % 24 > 4) & (X % 24 > 4), 1 + Y // 24 * 11 + X // 24, 0).astype(np.uint16),
     "a middle label over most of the mask": np.where(CORE, 255, 127).astype(np.uint8) * (X > 20),
     "1 and 255": np.where(SPOT, 1, WHITE).astype(np.uint8),
     "254 and 255": np.where(SPOT, 254, WHITE).astype(np.uint8),

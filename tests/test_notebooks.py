@@ -192,10 +192,9 @@ def test_01_writes_its_table_and_then_stops_at_errors(workplace, tiny):
     (tiny / "sample_submission.csv").write_text("ID,Mask\ncase_9.jpg,1 1\n")
     arguments = as_arguments({"data_root": tiny, "run": "damaged"})
     done = papermill(workplace, "notebooks/01_eda.ipynb", "out.ipynb", *arguments)
-    message = "errors in the table of problems: CSV files, Test/Image/case_9.jpg (2); fix them first"
-    assert done.returncode != 0 and message in done.stderr
+    assert done.returncode != 0 and "2 errors in the data, fix them first" in done.stderr
+    assert "Test/Image/case_9.jpg: cannot be read" in done.stderr
     run_dir = workplace / "runs" / "damaged"
-    assert {"data_check.csv", "cases.csv"} <= {path.name for path in run_dir.iterdir()}
     assert "the test images differ in case_9, case_9.jpg (2)" in (run_dir / "data_check.csv").read_text()
 
 
