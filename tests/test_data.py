@@ -271,7 +271,7 @@ def test_most_masks_tell_the_background_color_of_all(background, foreground, tmp
         "a": REGION,
         "b": REGION,
         "c": REGION[::-1],
-        "large": ~REGION,
+        "0_large": ~REGION,
         "full": EMPTY == 0,
         "empty": EMPTY > 0,
     }
