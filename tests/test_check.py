@@ -530,6 +530,17 @@ def test_a_number_is_not_cut_where_names_are_matched(root):
     assert rows == {(IMAGE, "image without a mask"), ("Train/Mask/train_0030.png", "mask without an image")}
 
 
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (1, 255), (85, 170)])
+def test_labels_in_separate_files_are_counted_in_one_row(root, first, second):
+    for index, path in enumerate(sorted((root / "Train" / "Mask").iterdir())):
+        save(root, path, (load(root, path) > 0) * np.uint8(second if index % 4 == 0 else first))
+    (row,) = check_dataset(root)
+    counts = {f"0/{first} (12)", f"0/{second} (4)"}
+    assert row["severity"] == "warning" and row["file"] == "Train/Mask"
+    assert set(row["problem"].removeprefix("masks of the values ").split(", ")) == counts
+    assert "labels of several classes" in row["remedy"]
+
+
 def test_errors_stop_with_their_rows_and_warnings_are_printed(root, capsys):
     save(root, MASK, load(root) * 0)
     check.stop_at_errors(check_dataset(root))
