@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run check download kernel push output submit test lint test-kernel kill fuzz mutants bench sync clean
+.PHONY: help setup run check predict download kernel push output submit test lint test-kernel kill fuzz mutants bench sync clean
 
 PYTHON3 ?= python3
 VENV ?= .venv
@@ -39,13 +39,17 @@ run: setup ## all notebooks on DATA (or the phantom) into runs/RUN; PRESET=quick
 	    mv "runs/$(RUN)/running.ipynb" "runs/$(RUN)/$$name"; done
 	$(PYTHON) -m ctseg.report "runs/$(RUN)"
 
-check: setup ## what is wrong with DATA, and what to do about it
-	$(PYTHON) -m ctseg.check "$(DATA)"
+check: setup ## what is wrong with DATA, and what to do about it; ARGS as for run
+	$(PYTHON) -m ctseg.check "$(DATA)" $(ARGS)
+
+predict: setup ## masks of all images in IMAGES by the run RUN, into runs/RUN/predictions/; needs no training data
+	$(if $(IMAGES),,$(error IMAGES=folder is required))
+	$(PAPERMILL) notebooks/04_postprocess_submit.ipynb "runs/$(RUN)/predict.ipynb" -r run "$(RUN)" -r predict_folder "$(IMAGES)" $(ARGS)
 
 ##@ Kaggle
 
-download: setup ## the contest's data into data/
-	$(PYTHON) kaggle_kernel/client.py download
+download: setup ## the contest's data into data/; ARGS="-f contest.yaml" for another contest, of the others too
+	$(PYTHON) kaggle_kernel/client.py download $(ARGS)
 
 kernel: setup ## build one notebook in kaggle_kernel/; ARGS="-p lr 0.001 -f best.yaml --title … --dataset owner/slug"
 	$(PYTHON) kaggle_kernel/build.py $(ARGS)
@@ -54,10 +58,10 @@ push: kernel ## build the kernel and push it to Kaggle
 	$(PYTHON) kaggle_kernel/client.py push
 
 output: setup ## fetch the finished kernel's output into runs/kaggle, checked against DATA
-	$(PYTHON) kaggle_kernel/client.py output --data "$(filter-out phantom,$(DATA))"
+	$(PYTHON) kaggle_kernel/client.py output --data "$(filter-out phantom,$(DATA))" $(ARGS)
 
 submit: setup ## submit runs/RUN/submission.csv, checked against DATA
-	$(PYTHON) kaggle_kernel/client.py submit --run "$(RUN)" --data "$(filter-out phantom,$(DATA))"
+	$(PYTHON) kaggle_kernel/client.py submit --run "$(RUN)" --data "$(filter-out phantom,$(DATA))" $(ARGS)
 
 ##@ For those who change the kit
 

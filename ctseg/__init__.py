@@ -4,10 +4,11 @@ What is fixed, what may be set:
 
     contest.py      one contest's facts: name, mounts, folders, columns, pixel order
     config.py       every setting of a run, declared once, and three presets
+    arguments.py    parameters on a command line
     seeds.py        randomness keyed by purpose
     files.py        files that are whole or absent, folders with one writer
     phantom.py      a CT-like data set with known test masks
-    paths.py        where things are: repository, data root, a run's folder, a weights file
+    paths.py        where things are: repository, data root, a run's folder, a file that is named
 
 The flow, in the order in which an image passes; start reading at `train.train_model`:
 
@@ -27,7 +28,8 @@ The flow, in the order in which an image passes; start reading at `train.train_m
 
 Before and after:
 
-    split.py        near-duplicates and folds
+    split.py        near-duplicates, groups and folds
+    tables.py       what the contest's own tables say of its submission
     check.py        the data check: every problem in one table
     explore.py      the tables of notebooks 01 and 02
     plots.py        figures and tables
@@ -35,6 +37,7 @@ Before and after:
 
 A run:
 
+    fingerprint.py  what a run was trained on, kept with it
     runs.py         parameters, config, the run's folder, its data set, its network
     folds.py        train the folds, in turn or one per GPU
 """

@@ -1,7 +1,9 @@
 """The data check: every problem of a data set in one table, before it costs a run."""
 
+import argparse
 import os
 import re
+import shlex
 import sys
 import unicodedata
 from collections import Counter, defaultdict
@@ -14,7 +16,9 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from scipy import ndimage
 
-from ctseg.contest import IMAGE_FOLDERS, MASK_FOLDER
+from ctseg.arguments import add_parameters, read_arguments
+from ctseg.config import Config, fill_settings
+from ctseg.contest import A0, Contest, Folders
 from ctseg.data import (
     IMAGE_SUFFIXES,
     Case,
@@ -23,6 +27,7 @@ from ctseg.data import (
     find_files,
     find_mask_values,
     find_orientation,
+    find_training_files,
     find_window,
     has_deep_colors,
     has_white_zero,
@@ -39,7 +44,7 @@ from ctseg.files import print_anywhere
 from ctseg.masks import describe_mask, is_outline
 from ctseg.paths import find_data_root
 from ctseg.split import find_duplicates, make_thumbnail, normalize
-from ctseg.submission import check_contest_files
+from ctseg.tables import check_tables
 from ctseg.transforms import average_area
 
 _SEVERITIES = ("error", "warning", "note")
@@ -78,35 +83,43 @@ class _Findings:
     gain: float = 0.0  # see `measure_shift`
 
 
-def check_dataset(root: str | Path, *, has_window: bool = False) -> list[dict]:
+def check_dataset(root: str | Path, contest: Contest = A0, *, has_window: bool = False) -> list[dict]:
     """Report every problem of a data set as rows of severity, file, problem and remedy; no row, no problem.
 
     An "error" stops training or prediction until it is fixed; a "warning" is read as its remedy states; a
     "note" needs no action. `has_window` says that a window for 16-bit images is given.
     """
     root = Path(root)
-    rows, found = _check_strays(root), {}
-    for subset, folder in IMAGE_FOLDERS.items():
-        images = find_files(root / folder)
-        mask_files = find_files(root / MASK_FOLDER) if subset == "train" else {}
-        rows += _check_names(folder, images)
-        if subset == "train":
-            rows += _check_names(MASK_FOLDER, mask_files) + _check_pairs(images, mask_files)
-        mask_set = MaskSet([paths[0] for stem, paths in mask_files.items() if stem in images])
-        cases = [
-            Case(stem, paths[0], mask_files.get(stem, [None])[0], mask_set) for stem, paths in images.items()
-        ]
-        found[subset] = list(map_threads(partial(_check_case, root), cases))
-        rows += [row for findings in found[subset] for row in findings.rows]
-    rows += _check_depths(root, found["train"], found["test"], has_window)
-    rows += _check_values(root, found["train"])
-    rows += _check_shifts({_name(f.case.mask, root): f.gain for f in found["train"] if f.mask is not None})
-    rows += _check_inverted({_name(f.case.mask, root): f.mask for f in found["train"] if f.mask is not None})
-    every = [*found["train"], *found["test"]]
+    folders = contest.find_folders(root)
+    images, mask_files = find_training_files(folders, contest)
+    mask_folder, test_files = _name(folders.train_masks, root), find_files(folders.test_images)
+    rows = _check_strays(root, folders, [images, mask_files, test_files])
+    rows += _check_names(_name(folders.train_images, root), images)
+    if folders.train_masks == folders.train_images and not (contest.mask_prefix or contest.mask_suffix):
+        rows += _suggest_ends(mask_folder, images)
+    else:
+        rows += _check_names(mask_folder, mask_files) + _check_pairs(root, folders, images, mask_files)
+    if test_files:
+        rows += _check_names(_name(folders.test_images, root), test_files)
+    else:
+        remedy = "training and validation need none; for a submission, put them there or pass -p test_images"
+        rows.append(_problem("warning", _name(folders.test_images, root), "no test images", remedy))
+    mask_set = MaskSet([paths[0] for stem, paths in mask_files.items() if stem in images])
+    train = [
+        Case(stem, paths[0], mask_files.get(stem, [None])[0], mask_set) for stem, paths in images.items()
+    ]
+    test = [Case(stem, paths[0]) for stem, paths in test_files.items()]
+    train, test = (list(map_threads(partial(_check_case, root), cases)) for cases in (train, test))
+    rows += [row for findings in (*train, *test) for row in findings.rows]
+    rows += _check_depths(root, train, test, has_window)
+    rows += _check_values(root, mask_folder, train)
+    masked = {_name(findings.case.mask, root): findings for findings in train if findings.mask is not None}
+    rows += _check_shifts(mask_folder, {name: findings.gain for name, findings in masked.items()})
+    rows += _check_inverted(mask_folder, {name: findings.mask for name, findings in masked.items()})
     rows += _check_duplicates(
-        {_name(f.case.image, root): f.thumbnail for f in every if f.thumbnail is not None}
+        {_name(f.case.image, root): f.thumbnail for f in (*train, *test) if f.thumbnail is not None}
     )
-    return _merge_rows(rows + _check_tables(root))
+    return _merge_rows(rows + _check_tables(root, contest))
 
 
 def stop_at_errors(rows: Sequence[dict]) -> None:
@@ -157,15 +170,15 @@ def _join(what: str, detail: str) -> str:
     return f"{what}: {detail}" if detail else what
 
 
-def _check_strays(root: Path) -> list[dict]:
-    """Find what is ignored in the folders of images and masks: hidden files, folders, other types."""
-    rows = []
-    for name in (*IMAGE_FOLDERS.values(), MASK_FOLDER):
-        folder = root / name
-        used = {path for paths in find_files(folder).values() for path in paths}
-        if strays := [printable(path.name) for path in folder.glob("*") if path not in used]:
+def _check_strays(root: Path, folders: Folders, found: Sequence[Mapping[str, list[Path]]]) -> list[dict]:
+    """Find what is ignored in the folders of images and masks: hidden files, folders, other types, names."""
+    used = {path for files in found for paths in files.values() for path in paths}
+    known, rows = {folders.train_images, folders.train_masks, folders.test_images}, []
+    for folder in sorted(known):
+        ignored = set(folder.glob("*")) - used - known
+        if strays := [printable(path.name) for path in ignored]:
             what = f"ignored: {abridge(strays)}"
-            rows.append(_problem("note", name, what, "remove them, or convert images to PNG"))
+            rows.append(_problem("note", _name(folder, root), what, "remove them, or convert images to PNG"))
     return rows
 
 
@@ -201,7 +214,23 @@ def _check_names(folder: str, found: Mapping[str, list[Path]]) -> list[dict]:
     return rows
 
 
-def _check_pairs(images: Mapping[str, list[Path]], masks: Mapping[str, list[Path]]) -> list[dict]:
+def _suggest_ends(folder: str, found: Mapping[str, list[Path]]) -> list[dict]:
+    """The row for images and masks in one folder: what tells the masks' names, if there is such a thing."""
+    ends = Counter()
+    for stem in found:
+        for part in _find_ends(stem):
+            if part != stem and part in found:
+                is_suffix = stem.startswith(part)
+                end = stem[len(part) :] if is_suffix else stem[: -len(part)]
+                ends["mask_suffix" if is_suffix else "mask_prefix", end] += 1
+    (name, end), _ = ends.most_common(1)[0] if ends else (("mask_suffix", "_mask"), 0)
+    remedy = f"pass what the masks' names have more than their images', as in -p {name} {shlex.quote(end)}"
+    return [_problem("error", folder, "images and masks in one folder", remedy)]
+
+
+def _check_pairs(
+    root: Path, folders: Folders, images: Mapping[str, list[Path]], masks: Mapping[str, list[Path]]
+) -> list[dict]:
     """Find images without a mask, and masks without an image: misnamed, one of several, or alone."""
     orphans = masks.keys() - images.keys()
     image_of = _match_names(orphans, images.keys(), masks.keys())
@@ -209,9 +238,9 @@ def _check_pairs(images: Mapping[str, list[Path]], masks: Mapping[str, list[Path
     misnamed = {
         mask: image for mask, image in image_of.items() if image not in masks and masks_of[image] == 1
     }
-    rows = _describe_names(misnamed, images, masks)
+    rows = _describe_names(_name(folders.train_masks, root), misnamed, images, masks)
     for stem in sorted(orphans - misnamed.keys()):
-        file = f"{MASK_FOLDER}/{printable(masks[stem][0].name)}"
+        file = _name(masks[stem][0], root)
         if stem in image_of:
             what = "one of several masks of an image"
             remedy = "merge them into one file of the image's stem: foreground where any of them has it"
@@ -219,7 +248,7 @@ def _check_pairs(images: Mapping[str, list[Path]], masks: Mapping[str, list[Path
             what, remedy = "mask without an image", "add its image, or remove it"
         rows.append(_problem("error", file, what, remedy))
     for stem in sorted(images.keys() - masks.keys() - set(image_of.values())):
-        file = f"{IMAGE_FOLDERS['train']}/{printable(images[stem][0].name)}"
+        file = _name(images[stem][0], root)
         remedy = "add a mask of the same stem, or remove it"
         rows.append(_problem("error", file, "image without a mask", remedy))
     return rows
@@ -293,7 +322,7 @@ def _agree(first: Sequence[str], second: Sequence[str]) -> bool:
 
 
 def _describe_names(
-    image_of: Mapping[str, str], images: Iterable[str], masks: Mapping[str, list[Path]]
+    folder: str, image_of: Mapping[str, str], images: Iterable[str], masks: Mapping[str, list[Path]]
 ) -> list[dict]:
     """Rows for misnamed masks: one per naming rule that more than five follow."""
     of_images, of_masks, rules = _split_names(images), _split_names(masks), defaultdict(list)
@@ -317,10 +346,14 @@ def _describe_names(
             is_safe = not others and all(mask == masks[mask][0].stem for mask in group)
             command = f"; in their folder: {_write_rename(old, new)}" if is_safe else ""
             remedy = f"give them the stems of their images{command}"
-            rows.append(_problem("error", MASK_FOLDER, what, remedy, abridge(group)))
+            if new == ("", ""):
+                ends = {"mask_prefix": old[0], "mask_suffix": old[1]}
+                parameters = " ".join(f"-p {name} {shlex.quote(end)}" for name, end in ends.items() if end)
+                remedy = f"pass {parameters}, or {remedy}"
+            rows.append(_problem("error", folder, what, remedy, abridge(group)))
             continue
         for mask in group:
-            file = f"{MASK_FOLDER}/{printable(masks[mask][0].name)}"
+            file = f"{folder}/{printable(masks[mask][0].name)}"
             detail = f"of the image {image_of[mask]!r}"
             rows.append(_problem("error", file, "misnamed mask", "give it the stem of its image", detail))
     return rows
@@ -517,13 +550,13 @@ def _check_depths(
     return rows
 
 
-def _check_values(root: Path, train: Sequence[_Findings]) -> list[dict]:
+def _check_values(root: Path, folder: str, train: Sequence[_Findings]) -> list[dict]:
     """Find masks of other kinds and values than 0/1 or 0/255, and whether masks differ in them."""
     read, rows, pairs = [findings for findings in train if findings.kind], [], defaultdict(list)
     kinds = {findings.kind for findings in read}
     if kinds in ({"empty"}, {"full"}):
         remedy = "there is nothing to learn; export them again"
-        return [_problem("error", MASK_FOLDER, f"all masks are {kinds.pop()}", remedy)]
+        return [_problem("error", folder, f"all masks are {kinds.pop()}", remedy)]
     for findings in read:
         name = _name(findings.case.mask, root)
         if findings.kind in _TWO_VALUES:
@@ -537,7 +570,7 @@ def _check_values(root: Path, train: Sequence[_Findings]) -> list[dict]:
         remedy = "the upper value is foreground, in color what is not the color along the border"
         if len(pairs) > 1:
             remedy += "; if they are labels of several classes, keep one class"
-        rows.append(_problem("warning", MASK_FOLDER, what, remedy))
+        rows.append(_problem("warning", folder, what, remedy))
     return rows
 
 
@@ -603,7 +636,7 @@ def _check_duplicates(thumbnails: Mapping[str, np.ndarray]) -> list[dict]:
     return rows
 
 
-def _check_shifts(gains: Mapping[str, float]) -> list[dict]:
+def _check_shifts(folder: str, gains: Mapping[str, float]) -> list[dict]:
     """Find masks that seem shifted, from `measure_shift` by file.
 
     Where regions differ little from their surroundings, masks in place seem shifted as well; so a mask has to
@@ -614,21 +647,21 @@ def _check_shifts(gains: Mapping[str, float]) -> list[dict]:
     values = list(gains.values())
     if np.median(values) > _SHIFT_GAIN:
         what = "most masks fit their images better when they are moved"
-        return [_problem("warning", MASK_FOLDER, what, "look at them in notebook 01")]
+        return [_problem("warning", folder, what, "look at them in notebook 01")]
     limit = max(_SHIFT_GAIN, 3.5 * np.quantile(values, 0.75))
     remedy = "look at it in notebook 01; export it again if it is shifted, flipped or another image's"
     shifted = [name for name, gain in gains.items() if gain > limit]
     return [_problem("warning", name, "fits its image better when it is moved", remedy) for name in shifted]
 
 
-def _check_inverted(masks: Mapping[str, np.ndarray]) -> list[dict]:
+def _check_inverted(folder: str, masks: Mapping[str, np.ndarray]) -> list[dict]:
     """Find masks, thumbnails (24, 24) by file, that look like the inverse of the average mask."""
     if not masks:
         return []
     average, rows = np.mean(list(masks.values()), axis=0), []
     if np.mean([average[0], average[-1], average[:, 0], average[:, -1]]) > 0.5:
         what = "most masks are foreground along the edge of the image"
-        rows.append(_problem("warning", MASK_FOLDER, what, "invert them if they are inverted"))
+        rows.append(_problem("warning", folder, what, "invert them if they are inverted"))
     remedy = "look at it in notebook 01; invert it if it is inverted"
     usual = normalize(average)
     odd = [name for name, mask in masks.items() if normalize(mask) @ usual < _INVERTED_CORRELATION]
@@ -637,10 +670,10 @@ def _check_inverted(masks: Mapping[str, np.ndarray]) -> list[dict]:
     ]
 
 
-def _check_tables(root: Path) -> list[dict]:
+def _check_tables(root: Path, contest: Contest) -> list[dict]:
     """Find a sample submission or run-length codes next to the data set that do not agree with it."""
     try:
-        check_contest_files(root)
+        check_tables(root, contest)
     except (ValueError, OSError) as error:
         what, _, remedy = str(error).partition("; ")
         return [_problem("error", "CSV files", what, remedy or "make it readable")]
@@ -648,8 +681,18 @@ def _check_tables(root: Path) -> list[dict]:
 
 
 def main() -> None:
-    """Print the table for the data set named on the command line; exit with status 1 if it has an error."""
-    rows = check_dataset(find_data_root(sys.argv[1]))
+    """Print the table for the data set that the command line says; exit with status 1 if it has an error."""
+    parser = argparse.ArgumentParser(description="Check a data set: what is wrong, and what to do about it.")
+    parser.add_argument("data_root", nargs="?", default="", help="its folder; nothing to look for it")
+    add_parameters(parser)
+    given = parser.parse_args()
+    try:
+        parameters = read_arguments(given)
+        config = Config(**fill_settings(parameters))
+        root = find_data_root(given.data_root or config.data_root, config)
+        rows = check_dataset(root, config, has_window=None not in (config.window_low, config.window_high))
+    except (OSError, ValueError, TypeError) as error:
+        sys.exit(f"check: {error}")
     for row in rows:
         print(_escape("{severity:8} {file}: {problem}; {remedy}".format(**row)))
     counts = {name: sum(row["severity"] == name for row in rows) for name in _SEVERITIES}

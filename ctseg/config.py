@@ -1,12 +1,17 @@
 """Every setting of a run, declared once: a frozen dataclass of fields with ranges, and three presets."""
 
 import ast
+import datetime
 import difflib
 import html
+import numbers
+import os
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
+
+from ctseg.contest import Contest
 
 
 def _number(default: float | None, low: float, high: float):
@@ -25,8 +30,10 @@ def _augmentation(default: float, high: float, *, shown: float):
 
 
 @dataclass(frozen=True)
-class Config:
-    """All settings of a run. The defaults are the reference solution's recipe; types and ranges are checked.
+class Config(Contest):
+    """All settings of a run, a contest's facts among them; types and ranges are checked.
+
+    The defaults are the reference solution's recipe.
 
     Raises:
         TypeError: a value of the wrong type.
@@ -37,8 +44,10 @@ class Config:
     preset: str = "baseline"
     data_root: str = ""  # folder of the data set; "phantom"; "" searches
     run: str = ""  # folder below runs/; "" makes a name from the settings
+    predict_folder: str = ""  # folder of images to predict instead of the contest's test images
     fold: int | None = _number(None, 0, 99)  # one of 0 … n_folds - 1, None for all
     n_folds: int = _number(1, 1, 100)  # 1: one model on a 90/10 split
+    group: str = ""  # regular expression on ids, or a CSV: what it finds alike stays in one fold
     split: str = _choice("random", "random", "stratified")  # stratified: by region size, duplicates together
     seed: int = _number(42, 0, 2**31)
     # Length
@@ -52,6 +61,7 @@ class Config:
     # Network
     encoder: str = "unet"  # the reference's, or the name of a torchvision classification network
     weights: str = ""  # of the encoder: "" from scratch, "default" torchvision's own, else a file
+    weights_digest: str = ""  # of that file, which may lie anywhere; filled in
     width: int = _number(64, 1, 1024)  # channels of the first level
     depth: int = _number(4, 1, 6)  # how many times "unet" halves the size
     bottleneck_dropout: float = _number(0.3, 0, 0.9)
@@ -80,10 +90,11 @@ class Config:
     threshold: float = _number(0.5, 0, 1)
 
     def __post_init__(self):
-        for name, hint in get_type_hints(Config).items():
-            _check_type(name, getattr(self, name), hint)
+        for name, allowed in _TYPES.items():
+            _check_type(name, getattr(self, name), allowed)
         for entry in fields(self):
             _check_value(entry.name, getattr(self, entry.name), entry.metadata)
+        self.read_columns()
         if self.fold is not None and self.fold >= self.n_folds:
             expected = f"0 … {self.n_folds - 1}, or None for all"
             raise ValueError(f"fold {self.fold} with n_folds {self.n_folds}; expected {expected}")
@@ -91,8 +102,18 @@ class Config:
             raise ValueError("neither epochs nor budget_minutes is set; set one")
 
     def settings(self) -> dict[str, Any]:
-        """The fields that decide a run's result: all but the folder's name and the fold."""
-        return {name: value for name, value in asdict(self).items() if name not in ("run", "fold")}
+        """The fields that decide a run's result.
+
+        Not among them: where things are, the fold, and the contest's facts, because the training data are
+        known by their content and the submission can be written in another format at any time.
+        """
+        chosen = {name: value for name, value in asdict(self).items() if name not in _NO_SETTINGS}
+        is_file = self.weights not in ("", "default")
+        return chosen | {"weights": self.weights_digest if is_file else self.weights}
+
+    def stored(self) -> dict[str, Any]:
+        """What a run keeps of its config, to be used anywhere: all but the fold and the places of data."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_STORED}
 
     def augmentation(self) -> dict[str, float]:
         """The strength of each random change of training images, by name."""
@@ -107,18 +128,23 @@ class Config:
 
 
 NAMES = tuple(entry.name for entry in fields(Config))
+_NOT_STORED = {"fold", "data_root", "predict_folder"}
+_NO_SETTINGS = {*_NOT_STORED, "run", "weights_digest", *(entry.name for entry in fields(Contest))}
+_OPTIONS = {entry.name: entry.metadata["options"] for entry in fields(Config) if "options" in entry.metadata}
+_TYPES = {
+    name: get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for name, hint in get_type_hints(Config).items()
+}
 # The random changes of training images, and of each a strength that a picture shows.
 AUGMENTATIONS = {entry.name: entry.metadata["shown"] for entry in fields(Config) if "shown" in entry.metadata}
 
 
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    """Raise TypeError unless value is of the annotated type; an int will do for a float, a bool will not."""
-    allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+def _check_type(name: str, value: Any, allowed: tuple[type, ...]) -> None:
+    """Raise TypeError unless value is of an annotated type; an int will do for a float, a bool will not."""
     accepted = {*allowed, int} if float in allowed else set(allowed)
     if type(value) not in accepted:
         expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
-        is_word = bool in allowed and str(value).lower() in ("true", "false")
-        fix = f"; write {value.capitalize()}" if is_word else ""
+        fix = "; YAML takes off, no, on and yes for one: write it in quotes" if type(value) is bool else ""
         raise TypeError(f"parameter {name}: got {value!r} ({type(value).__name__}), expected {expected}{fix}")
 
 
@@ -178,8 +204,7 @@ def fill_settings(parameters: Mapping[str, Any], stored: Mapping[str, Any] | Non
         ValueError: an unknown name or preset.
     """
     check_names(parameters)
-    given = {name: value for name, value in parameters.items() if value is not None}
-    given |= {name: str(given[name]) for name in ("run", "data_root") if name in given}
+    given = {name: _convert(name, value) for name, value in parameters.items() if value is not None}
     preset = given.setdefault("preset", _DEFAULTS["preset"])
     if preset not in PRESETS:
         raise ValueError(f"parameter preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
@@ -189,6 +214,29 @@ def fill_settings(parameters: Mapping[str, Any], stored: Mapping[str, Any] | Non
         given = {name: value for name, value in given.items() if _DEFAULTS.get(name) != value}
     length = {"epochs": None, "budget_minutes": None} if given.keys() & {"epochs", "budget_minutes"} else {}
     return {**stored, **length, **given}
+
+
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def _convert(name: str, value: Any) -> Any:
+    """A value in its setting's type, where it comes in another one and says the same.
+
+    papermill makes text of `false` and a number of a run's name 7; YAML makes text of 1e-3 and False of off;
+    a live notebook may have NumPy's numbers and paths.
+    """
+    allowed = _TYPES[name]
+    if bool in allowed:
+        return _WORDS.get(str(value).strip().lower(), value)
+    if isinstance(value, bool):
+        return "none" if not value and "none" in _OPTIONS.get(name, ()) else value
+    if str in allowed:
+        return str(value) if isinstance(value, numbers.Real | os.PathLike | datetime.date) else value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return value
+    return int(number) if float not in allowed and number.is_integer() else number
 
 
 def check_names(names: Iterable[str], hint: str = "") -> None:

@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,12 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ctseg.contest import IMAGE_FOLDERS, MASK_FOLDER
+from ctseg.contest import A0, Contest, Folders
 from ctseg.masks import describe_mask, find_border_color, find_levels, measure_difference
 from ctseg.transforms import EvalTransform, Letterbox
 
 EXIF_ORIENTATION = 0x0112
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 # Formats that are read, whatever the file's name says. For some others Pillow would start a program.
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
 
@@ -108,30 +109,60 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
     return dict(sorted(found.items()))
 
 
-def find_cases(root: Path, subset: str) -> list[Case]:
-    """List the cases of a subset, "train" or "test", by id; each training image with the mask of its stem.
+def find_training_files(
+    folders: Folders, contest: Contest
+) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """Image files and mask files of the training set, both by the images' stems.
+
+    A mask's stem begins and ends as the contest says. Files that do not are ignored where a prefix or suffix
+    is set; in a folder of both they are the images.
+    """
+    images, files = find_files(folders.train_images), find_files(folders.train_masks)
+    start, end = contest.mask_prefix, contest.mask_suffix
+    names = [name for name in files if name.startswith(start) and name.endswith(end)]
+    masks = {name[len(start) : len(name) - len(end)]: files[name] for name in names}
+    if folders.train_images == folders.train_masks and (start or end):
+        images = {name: images[name] for name in images.keys() - set(names)}
+    return dict(sorted(images.items())), dict(sorted(masks.items()))
+
+
+def find_cases(root: Path, subset: str, contest: Contest = A0) -> list[Case]:
+    """List the cases of a subset, "train" or "test", by id; each training image with its mask.
+
+    Without test images the list is empty: a contest may not have given them out yet.
 
     Raises:
-        FileNotFoundError: the folder of images is missing or empty.
+        FileNotFoundError: no training images.
         ValueError: an image without a mask, a mask without an image, or two files of one stem.
     """
-    folder = IMAGE_FOLDERS[subset]
-    images = find_files(root / folder)
-    masks = find_files(root / MASK_FOLDER) if subset == "train" else {}
+    folders = contest.find_folders(root)
+    if subset == "test":
+        images = find_files(folders.test_images)
+        _refuse_twice(folders.test_images, images)
+        return [Case(stem, paths[0]) for stem, paths in images.items()]
+    images, masks = find_training_files(folders, contest)
     if not images:
         raise FileNotFoundError(
-            f"no images in {root / folder}; expected {', '.join(sorted(IMAGE_SUFFIXES))} there and in "
-            f"{MASK_FOLDER}"
+            f"no images in {folders.train_images}; expected {', '.join(sorted(IMAGE_SUFFIXES))} there and in "
+            f"{folders.train_masks}"
         )
-    for name, found in ((folder, images), (MASK_FOLDER, masks)):
-        twice = [stem for stem, paths in found.items() if len(paths) > 1]
-        _refuse(f"{name}: two files of one stem", twice)
-    if subset == "test":
-        return [Case(stem, paths[0]) for stem, paths in images.items()]
-    _refuse(f"images without a mask of the same stem in {MASK_FOLDER}", images.keys() - masks.keys())
-    _refuse(f"masks without an image of the same stem in {folder}", masks.keys() - images.keys())
+    if folders.train_images == folders.train_masks and not (contest.mask_prefix or contest.mask_suffix):
+        raise ValueError(
+            f"images and masks are both in {folders.train_images}; pass what the masks' names have more than "
+            "those of their images, as in -p mask_suffix _mask"
+        )
+    _refuse_twice(folders.train_images, images)
+    _refuse_twice(folders.train_masks, masks)
+    names = folders.train_images.relative_to(root), folders.train_masks.relative_to(root)
+    _refuse(f"images without a mask of the same stem in {names[1]}", images.keys() - masks.keys())
+    _refuse(f"masks without an image of the same stem in {names[0]}", masks.keys() - images.keys())
     mask_set = MaskSet([masks[stem][0] for stem in images])
     return [Case(stem, paths[0], masks[stem][0], mask_set) for stem, paths in images.items()]
+
+
+def _refuse_twice(folder: Path, found: dict[str, list[Path]]) -> None:
+    """Raise a ValueError if two files have one stem."""
+    _refuse(f"{folder}: two files of one stem", [stem for stem, paths in found.items() if len(paths) > 1])
 
 
 def _refuse(what: str, names: Iterable[str]) -> None:
@@ -414,6 +445,22 @@ class SegmentationDataset(Dataset):
         return image, mask, size
 
 
+def drop_unreadable(dataset: SegmentationDataset) -> tuple[SegmentationDataset, dict[str, str]]:
+    """A data set without the images that cannot be read, and of each of those why not, {id: reason}."""
+
+    def try_to_read(index: int) -> str:
+        try:
+            dataset.read(index)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    reasons = list(map_threads(try_to_read, range(len(dataset))))
+    cases = [case for case, reason in zip(dataset.cases, reasons) if not reason]
+    unreadable = {case.image_id: reason for case, reason in zip(dataset.cases, reasons) if reason}
+    return SegmentationDataset(cases, dataset.transform, dataset.window), unreadable
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """Training cases in memory, N of them.
@@ -423,6 +470,7 @@ class TrainingSet:
         targets: uint8 (N, 1, S, S), 255 times the share of each pixel that the mask covers.
         cases, letterboxes: each image's files, and how to undo its resize.
         areas: each mask's share of its image (N,); 0 for an empty one.
+        mask_digests: a checksum of each mask, see `digest_mask`.
     """
 
     images: Tensor
@@ -430,6 +478,7 @@ class TrainingSet:
     cases: list[Case]
     letterboxes: list[Letterbox]
     areas: np.ndarray
+    mask_digests: list[str]
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -444,10 +493,11 @@ class TrainingSet:
 
     def select(self, indices: Sequence[int]) -> "TrainingSet":
         """The cases at `indices`, copied."""
-        cases, letterboxes = ([values[i] for i in indices] for values in (self.cases, self.letterboxes))
-        return TrainingSet(
-            self.images[indices], self.targets[indices], cases, letterboxes, self.areas[indices]
+        cases, letterboxes, digests = (
+            [values[i] for i in indices] for values in (self.cases, self.letterboxes, self.mask_digests)
         )
+        tensors = self.images[indices], self.targets[indices]
+        return TrainingSet(*tensors, cases, letterboxes, self.areas[indices], digests)
 
 
 def load_training_set(dataset: SegmentationDataset) -> TrainingSet:
@@ -457,11 +507,11 @@ def load_training_set(dataset: SegmentationDataset) -> TrainingSet:
         ValueError: all masks are empty, or all are full: there is nothing to learn.
     """
 
-    def load(index: int) -> tuple[Tensor, Tensor, Letterbox, float]:
+    def load(index: int) -> tuple[Tensor, Tensor, Letterbox, float, str]:
         image, mask, size = dataset.read(index)
-        return *dataset.transform(image, mask, size), mask.mean()
+        return *dataset.transform(image, mask, size), mask.mean(), digest_mask(mask)
 
-    images, targets, letterboxes, areas = zip(*map_threads(load, range(len(dataset))))
+    images, targets, letterboxes, areas, digests = zip(*map_threads(load, range(len(dataset))))
     if set(areas) in ({0}, {1}):
         kind = "full" if areas[0] else "empty"
         raise ValueError(
@@ -469,4 +519,9 @@ def load_training_set(dataset: SegmentationDataset) -> TrainingSet:
             "regions to learn; export the masks again, see 01_eda"
         )
     tensors = torch.stack(images), torch.stack(targets)
-    return TrainingSet(*tensors, dataset.cases, list(letterboxes), np.array(areas))
+    return TrainingSet(*tensors, dataset.cases, list(letterboxes), np.array(areas), list(digests))
+
+
+def digest_mask(mask: np.ndarray) -> str:
+    """A checksum of a mask's pixels and its size, bool (H, W)."""
+    return f"{zlib.crc32(np.packbits(mask).tobytes(), zlib.crc32(str(mask.shape).encode())):08x}"

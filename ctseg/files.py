@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 PARTIAL = ".partial-"  # the names of files that are being written begin with it
@@ -43,7 +44,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold `folder` for one writer; the operating system releases it when the process dies, however it dies.
 
-    Half-written files that a killed writer left in the folder are removed.
+    Half-written files that a killed writer left in the folder are removed. Where the file system has no
+    locks, a line says so and the folder is used without one.
 
     Raises:
         RuntimeError: another process holds it.
@@ -56,9 +58,19 @@ def lock_folder(folder: Path) -> Iterator[None]:
             raise RuntimeError(
                 f"{folder} is being written by another process; wait for it, stop it, or use another run name"
             ) from None
-        for leftover in folder.glob(f"{PARTIAL}*"):
-            leftover.unlink(missing_ok=True)
+        except OSError as error:  # a file system without locks, as some network and cloud drives
+            _warn_of_no_locks(str(error))
+        else:
+            for leftover in folder.glob(f"{PARTIAL}*"):
+                leftover.unlink(missing_ok=True)
         yield
+
+
+@cache
+def _warn_of_no_locks(reason: str) -> None:
+    """Say once that folders are not locked."""
+    what = f"this file system has no locks ({reason}), so nothing keeps two processes out of one run"
+    print(f"WARNING: {what}; start only one at a time", flush=True)
 
 
 def print_anywhere() -> None:
@@ -79,8 +91,14 @@ def write_json(content: dict, path: Path) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Read a file that `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a file that `write_json` wrote; ValueError if it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; restore it, or delete its folder") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, expected names and values; restore it")
+    return content
 
 
 def write_csv(rows: list[dict], path: Path) -> None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,14 +19,16 @@ import numpy as np
 import torch
 
 from ctseg.config import Config
-from ctseg.data import TrainingSet, load_training_set
+from ctseg.data import TrainingSet, find_window, load_training_set
 from ctseg.device import find_device
-from ctseg.files import print_anywhere, read_csv, read_json, write_text
+from ctseg.files import print_anywhere, read_csv, write_text
+from ctseg.fingerprint import read_folds, write_training_data
 from ctseg.model import UNet
+from ctseg.paths import find_file
 from ctseg.predict import write_oof
-from ctseg.runs import make_dataset, make_network
+from ctseg.runs import make_config, make_dataset, make_network
 from ctseg.seeds import make_seed
-from ctseg.split import split_cases
+from ctseg.split import find_groups, read_groups, split_cases
 from ctseg.train import Learner, train_model
 from ctseg.weights import load_weights, read_trained_on
 
@@ -43,6 +46,8 @@ def train_folds(
     Raises:
         Exception: the last fold's error, if no fold is finished.
     """
+    training_set = training_set or load_training_set(make_dataset(config, "train"))
+    fold_of_case = assign_folds(config, run_dir, training_set)
     folds = list(range(config.n_folds)) if config.fold is None else [config.fold]
     n_workers = min(len(folds), torch.cuda.device_count())
     rounds = math.ceil(len(folds) / max(1, n_workers))
@@ -52,8 +57,6 @@ def train_folds(
         with ThreadPoolExecutor(n_workers) as pool:
             errors = list(pool.map(partial(_try_fold, train, run_dir), folds))
     else:
-        training_set = training_set or load_training_set(make_dataset(config, "train"))
-        fold_of_case = assign_folds(config, training_set)
         train = partial(
             train_fold, config, run_dir, training_set, fold_of_case, budget_seconds=budget_seconds
         )
@@ -112,9 +115,32 @@ def _train_in_process(run_dir: Path, free: SimpleQueue, fold: int, *, budget_sec
         )
 
 
-def assign_folds(config: Config, training_set: TrainingSet) -> np.ndarray:
-    """Each case's fold in this run (N,)."""
-    return split_cases(training_set, n_folds=config.n_folds, split=config.split, seed=config.seed)
+def assign_folds(config: Config, run_dir: Path, training_set: TrainingSet) -> np.ndarray:
+    """Each case's fold in this run (N,); drawn once, and kept with what the cases are from then on.
+
+    Raises:
+        ValueError: the run was trained on other cases, or they cannot be split as the settings say.
+    """
+    is_begun = any(run_dir.glob("fold*"))
+    kept = read_folds(run_dir, training_set.cases) if is_begun else None
+    if kept is not None:
+        return kept
+    groups = _find_groups(config, [case.image_id for case in training_set.cases])
+    folds = split_cases(
+        training_set, n_folds=config.n_folds, split=config.split, seed=config.seed, groups=groups
+    )
+    window = find_window(training_set.cases, config.window_low, config.window_high)
+    write_training_data(run_dir, training_set, folds, window)
+    return folds
+
+
+def _find_groups(config: Config, image_ids: list[str]) -> list[str | None] | None:
+    """The group of each case, as the setting `group` finds it; None without one."""
+    if not config.group:
+        return None
+    if config.group.lower().endswith(".csv"):
+        return read_groups(find_file(config.group, Path(config.data_root)), image_ids)
+    return find_groups(image_ids, config.group)
 
 
 def train_fold(
@@ -140,8 +166,11 @@ def train_fold(
     validation = training_set.select(np.flatnonzero(fold_of_case == fold))
     seed = (config.seed, fold)
     torch.manual_seed(make_seed(*seed))  # the initial weights
-    learner = Learner(make_network(config), config, find_device())
-    trained_on = read_trained_on(Path(config.weights)) if config.weights not in ("", "default") else set()
+    last = fold_dir / "last.pth"
+    # A fold that is begun needs no weights file: its checkpoint has them, and what they were trained on.
+    network = make_network(replace(config, weights="") if last.is_file() else config)
+    learner = Learner(network, config, find_device())
+    trained_on = _find_trained_on(config, last)
     if seen := trained_on & set(validation.describe()):
         print(
             f"fold{fold} validation is not independent: {config.weights} was trained on {len(seen)} of its "
@@ -160,6 +189,14 @@ def train_fold(
         )
         load_weights(learner.model, fold_dir / "best_unet_model.pth")
         write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta)
+
+
+def _find_trained_on(config: Config, last: Path) -> set[str]:
+    """The cases that the weights were trained on which a fold starts or goes on with."""
+    if last.is_file():
+        return read_trained_on(last)
+    is_file = config.weights not in ("", "default")
+    return read_trained_on(find_file(config.weights)) if is_file else set()
 
 
 @contextmanager
@@ -203,9 +240,9 @@ def load_folds(config: Config, run_dir: Path) -> list[UNet]:
 
 def _work(run_dir: Path, budget_seconds: float | None, fold: int) -> None:
     """Train a fold of the run in `run_dir`, as a worker process does."""
-    config = Config(**read_json(run_dir / "config.json"))
+    config = make_config(run=run_dir.name)
     training_set = load_training_set(make_dataset(config, "train"))
-    fold_of_case = assign_folds(config, training_set)
+    fold_of_case = assign_folds(config, run_dir, training_set)
     train_fold(config, run_dir, training_set, fold_of_case, fold, budget_seconds=budget_seconds)
 
 

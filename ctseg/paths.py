@@ -1,9 +1,10 @@
-"""Where things are: the repository, the data, a run's folder, a weights file."""
+"""Where things are: the repository, the data, a run's folder, a file that a parameter names."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from ctseg.contest import DATASET, IMAGE_FOLDERS, KAGGLE_INPUT, MOUNTS, SLUG
+from ctseg.contest import A0, KAGGLE_INPUT, Contest
 from ctseg.phantom import write_phantom
 
 
@@ -16,7 +17,7 @@ def find_repository() -> Path:
     return here
 
 
-def find_data_root(data_root: str | Path = "") -> Path:
+def find_data_root(data_root: str | Path = "", contest: Contest = A0) -> Path:
     """Find the data root, the folder that contains the folders of `contest`.
 
     Args:
@@ -26,29 +27,46 @@ def find_data_root(data_root: str | Path = "") -> Path:
 
     Raises:
         FileNotFoundError: no such folder; the message lists where it looked.
+        ValueError: more than one data set where one is expected; the message lists them.
     """
-    image_folder = IMAGE_FOLDERS["train"]
     data_root = str(data_root) or os.environ.get("CTSEG_DATA", "")
     if data_root == "phantom":
         return write_phantom(find_repository() / "data" / "phantom")
     if data_root:
         path = Path(data_root).expanduser()
-        places = [path, find_repository() / path]
+        places = list(dict.fromkeys([path, find_repository() / path]))
     else:
         data = find_repository() / "data"
-        places = [KAGGLE_INPUT / mount for mount in MOUNTS]
-        depth = image_folder.count("/")
-        places += sorted(found.parents[depth] for found in KAGGLE_INPUT.glob(f"**/{image_folder}"))
-        places += [data, *sorted(data.glob(f"{SLUG}*"))]
+        places = [KAGGLE_INPUT / mount for mount in contest.mounts()]
+        places += [KAGGLE_INPUT, *sorted(data.glob(f"{contest.slug}*")), data]
     for place in places:
-        for root in (place, place / DATASET):
-            if (root / image_folder).is_dir():
-                return root.resolve()
+        depth = 5 if place == KAGGLE_INPUT else 1
+        roots = [root.resolve() for root in _find_roots(place, contest, depth)]
+        if len(roots) > 1:
+            raise ValueError(
+                f"more than one data set in {place}: {', '.join(map(str, roots))}; pass one as data_root"
+            )
+        if roots:
+            return roots[0]
+        if data_root and place.is_dir():
+            contest.find_folders(place)  # raises an error that says what is there
     raise FileNotFoundError(
-        f"no data set: none of {', '.join(map(str, places))} has {image_folder} or {DATASET}/{image_folder}; "
-        f"pass data_root (or set CTSEG_DATA) to the folder that contains {image_folder}, or 'phantom' for "
-        "the synthetic data set"
+        f"no data set: none of {', '.join(map(str, places))} has folders of training images and masks such "
+        "as Train/Image and Train/Mask; pass data_root (or set CTSEG_DATA) to the folder that contains them, "
+        "name them with train_images and train_masks if they have other names, or pass 'phantom' for the "
+        "synthetic data set"
     )
+
+
+def _find_roots(place: Path, contest: Contest, depth: int) -> Iterator[Path]:
+    """The data roots at `place`, or up to `depth` folders below it."""
+    try:
+        contest.find_folders(place)
+        yield place
+    except FileNotFoundError:
+        if depth:
+            for folder in sorted(place.glob("*/")):
+                yield from _find_roots(folder, contest, depth - 1)
 
 
 def find_run_dir(run: str) -> Path:
@@ -58,13 +76,24 @@ def find_run_dir(run: str) -> Path:
     return find_repository() / "runs" / run
 
 
-def find_weights_file(weights: str) -> Path:
-    """Find a weights file from the current folder, then from the repository root; else FileNotFoundError."""
-    places = [Path(weights).expanduser().resolve(), (find_repository() / weights).resolve()]
+def make_portable(path: Path) -> Path:
+    """A path as the places of this module are looked for: from the repository root, if it is below it."""
+    path, repository = path.resolve(), find_repository().resolve()
+    return path.relative_to(repository) if path.is_relative_to(repository) else path
+
+
+def find_file(name: str, *folders: Path) -> Path:
+    """Find a file that a parameter names, from the current folder, the repository root, then `folders`.
+
+    Raises:
+        FileNotFoundError: it is nowhere; the message lists where it looked.
+    """
+    places = dict.fromkeys(
+        (folder / Path(name).expanduser()).resolve() for folder in (Path(), find_repository(), *folders)
+    )
     for place in places:
         if place.is_file():
             return place
     raise FileNotFoundError(
-        f"no weights file {weights!r}: looked for {' and '.join(map(str, places))}; pass an existing one, "
-        "or '' for scratch"
+        f"no file {name!r}: looked for {' and '.join(map(str, places))}; pass an existing one"
     )

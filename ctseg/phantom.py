@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from ctseg.contest import DATASET, IMAGE_FOLDERS, MASK_FOLDER, TEST_MASKS
+from ctseg.contest import TEST_MASKS
 from ctseg.files import PARTIAL, read_csv, write_csv
 
 KINDS = ("plain", "edge", "two", "tiny", "faint")
@@ -27,15 +27,15 @@ def write_phantom(folder: Path, *, n_train: int = 160, n_test: int = 40, seed: i
     with each case's kind. Everything is written to a temporary folder and moved at the end, so an
     interrupted call does not leave half a data set.
     """
-    root = folder / DATASET
+    root = folder / "Dataset"
     if root.is_dir():
         return root
     partial = folder.with_name(f"{PARTIAL}{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    mask_dirs = {"train": partial / DATASET / MASK_FOLDER, "test": partial / TEST_MASKS}
+    mask_dirs = {"train": partial / "Dataset/Train/Mask", "test": partial / TEST_MASKS}
     rows = []
     for subset, count in (("train", n_train), ("test", n_test)):
-        image_dir = partial / DATASET / IMAGE_FOLDERS[subset]
+        image_dir = partial / "Dataset" / subset.title() / "Image"
         image_dir.mkdir(parents=True)
         mask_dirs[subset].mkdir(parents=True)
         for index in range(count):

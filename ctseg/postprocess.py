@@ -5,11 +5,13 @@ Every departure from a plain threshold has to show on validation that it helps.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 from skimage.measure import label
 
+from ctseg.files import read_json
 from ctseg.metrics import bootstrap_interval
 from ctseg.transforms import Letterbox
 
@@ -105,6 +107,11 @@ def remove_small_components(mask: np.ndarray, min_pixels: float) -> np.ndarray:
     large = np.bincount(labels.ravel()) >= min_pixels
     large[0] = False
     return large[labels]
+
+
+def read_choice(path: Path, otherwise: PostProcess) -> PostProcess:
+    """The post-processing that notebook 04 chose and kept in a file; `otherwise` if it has not run yet."""
+    return PostProcess(**read_json(path)["chosen"]) if path.is_file() else otherwise
 
 
 # The values that are tried, one change at a time.

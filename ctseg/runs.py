@@ -8,16 +8,28 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ctseg.config import NAMES, Config, check_names, fill_settings
 from ctseg.contest import KAGGLE_INPUT
-from ctseg.data import SegmentationDataset, find_cases, find_window
+from ctseg.data import (
+    IMAGE_SUFFIXES,
+    Case,
+    SegmentationDataset,
+    find_cases,
+    find_files,
+    find_training_files,
+    find_window,
+    printable,
+)
 from ctseg.files import read_json, write_json
+from ctseg.fingerprint import check_training_data, read_window
 from ctseg.model import UNet, check_encoder, make_model
-from ctseg.paths import find_data_root, find_run_dir, find_weights_file
+from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir, make_portable
 from ctseg.transforms import EvalTransform
 
+_PLACES = "places.json"  # in a run's folder: where its data were, here
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 _HINT = "; if it is a variable of the notebook, begin its name with an underscore, or run 'del {name}'"
 
@@ -33,7 +45,11 @@ def read_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a name that is not a setting's.
     """
     hidden = ("_", "PAPERMILL_")
-    public = {name: value for name, value in namespace.items() if not name.startswith(hidden)}
+    public = {
+        name: value
+        for name, value in namespace.items()
+        if not (name.startswith(hidden) or callable(value) or isinstance(value, ModuleType))
+    }
     plain = {name: value for name, value in public.items() if isinstance(value, _PLAIN)}
     cells = namespace.get("In")
     if isinstance(cells, list) and all(isinstance(cell, str) for cell in cells):
@@ -41,7 +57,7 @@ def read_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     else:
         declared = {name for name in plain if _is_close(name)}
     check_names(sorted(declared & plain.keys()), hint=_HINT)
-    return {name: value for name, value in plain.items() if name in NAMES}
+    return {name: value for name, value in public.items() if name in NAMES}
 
 
 def _find_declared(cell: str) -> set[str]:
@@ -74,80 +90,132 @@ def _is_close(name: str) -> bool:
 
 
 def make_config(**parameters: Any) -> Config:
-    """Build the config from parameters; None means what the preset says, an explicit value wins.
+    """Build the config from parameters.
 
-    data_root is looked up and a weights file's path made absolute, so that the settings mean the same from
-    every folder. A run without a name is named by its preset and its settings.
+    None means what the run of that name says, if it exists, else what the preset says; an explicit value
+    wins. The data are looked for where `data_root` says, or where the run had them last and in the usual
+    places; new images need none. A run without a name is named by its preset, settings and training images.
 
     Raises:
-        ValueError, TypeError: an unknown name, preset, encoder or value, or a wrong type.
+        ValueError, TypeError: an unknown name, preset, encoder or value, a wrong type, or a damaged run.
         FileNotFoundError: no data set, or no such weights file.
     """
-    return _complete(parameters)
+    config = read_config(**parameters)
+    check_encoder(config.encoder)
+    if config.weights in ("", "default"):
+        config = replace(config, weights_digest="")
+    elif parameters.get("weights"):
+        config = _find_weights(config, parameters)
+    if config.predict_folder:
+        return config
+    config = replace(config, data_root=str(_find_data(config)))
+    return config if config.run else replace(config, run=_name_run(config))
 
 
-def make_config_of_run(**parameters: Any) -> Config:
-    """As `make_config`, but what is not given comes from the existing run of that name, if there is one."""
-    run = parameters.get("run")
+def read_config(**parameters: Any) -> Config:
+    """As `make_config`, but nothing is looked for but the run, and nothing filled in."""
+    return Config(**fill_settings(parameters, _read_stored(parameters.get("run"))))
+
+
+def _read_stored(run: Any) -> dict[str, Any] | None:
+    """The settings of the run of that name; None if there is none."""
     path = find_run_dir(str(run)) / "config.json" if run not in (None, "") else None
     if path is None or not path.is_file():
-        return make_config(**parameters)
+        return None
     stored = read_json(path)
     if unknown := sorted(stored.keys() - set(NAMES)):
         raise ValueError(
             f"{path} has the setting {unknown[0]!r}, which this version of the kit does not know; train a "
             "new run, or use the version that made it"
         )
-    return _complete(parameters, stored)
+    return stored
 
 
-def _complete(parameters: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Config:
-    """Check the settings, find the data and a weights file that is given, and name the run.
+def _find_weights(config: Config, parameters: Mapping[str, Any]) -> Config:
+    """Find the weights file that is given, and note its checksum, by which it is known anywhere.
 
-    The weights file that a stored run started from is not looked for: a trained run does not need it.
+    That of a run need not be there any more: trained folds do not need it.
     """
-    config = Config(**fill_settings(parameters, stored))
-    check_encoder(config.encoder)
-    config = replace(config, data_root=str(find_data_root(config.data_root)))
-    if parameters.get("weights") not in (None, "", "default"):
-        config = replace(config, weights=str(find_weights_file(config.weights)))
-    if config.run:
-        return config
-    digest = hashlib.sha256(json.dumps(config.settings(), sort_keys=True).encode()).hexdigest()[:8]
-    return replace(config, run=f"{config.preset}-{digest}")
+    try:
+        path = find_file(config.weights)
+    except FileNotFoundError as error:
+        stored = _read_stored(config.run) or {}
+        if parameters.get("weights_digest") or config.weights == stored.get("weights"):
+            return config
+        raise FileNotFoundError(f"{error}, or '' for scratch") from None
+    return replace(config, weights=str(make_portable(path)), weights_digest=_digest(path))
+
+
+def _digest(path: Path) -> str:
+    """A checksum of a weights file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _find_data(config: Config) -> Path:
+    """The data root; without an explicit one the run's last place, if data are still there."""
+    places = find_run_dir(config.run) / _PLACES if config.run else None
+    if config.data_root or places is None or not places.is_file():
+        return find_data_root(config.data_root, config)
+    last = read_json(places)["data_root"]
+    try:
+        return find_data_root(last, config)
+    except FileNotFoundError:
+        found = find_data_root("", config)
+        print(f"the data of {config.run} were in {last}; found in {found}", flush=True)
+        return found
+
+
+def _name_run(config: Config) -> str:
+    """A name made from the settings and the ids of the training images."""
+    ids = sorted(find_training_files(config.find_folders(Path(config.data_root)), config)[0])
+    text = json.dumps([config.settings(), config.slug, ids], sort_keys=True)
+    return f"{config.preset}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def open_run(config: Config) -> Path:
     """Return the run's folder with its `config.json`, made if it is new.
 
-    A window for 16-bit images is no difference where all training images have 8 bits: test images may have
-    more, and need one.
+    Until a fold is begun its settings may change. A window for 16-bit images is no difference where all
+    training images have 8 bits: test images may have more, and need one.
 
     Raises:
-        ValueError: the folder holds a run with other settings; it is left as it is.
+        ValueError: the run has folds of other settings, or of other training data; it is left as it is.
     """
     run_dir = find_run_dir(config.run)
-    path = run_dir / "config.json"
-    settings = config.settings()
-    if not path.is_file():
-        write_json(settings | {"run": config.run}, path)
-    stored = read_json(path)
-    differing = [name for name, value in settings.items() if value != stored.get(name)]
+    stored = _read_stored(config.run)
+    content = config.stored()
+    if stored is not None and any(run_dir.glob("fold*")):
+        _check_settings(config, Config(**stored), run_dir)
+        content |= {name: stored[name] for name in ("window_low", "window_high")}
+        if not config.predict_folder:
+            check_training_data(run_dir, find_cases(Path(config.data_root), "train", config))
+    if config.predict_folder:
+        return run_dir
+    if stored != content:
+        write_json(content, run_dir / "config.json")
+    places = {"data_root": str(make_portable(Path(config.data_root)))}
+    if not (run_dir / _PLACES).is_file() or read_json(run_dir / _PLACES) != places:
+        write_json(places, run_dir / _PLACES)
+    return run_dir
+
+
+def _check_settings(config: Config, stored: Config, run_dir: Path) -> None:
+    """Raise ValueError unless the settings are those of the run."""
+    settings, kept = config.settings(), stored.settings()
+    differing = [name for name, value in settings.items() if value != kept[name]]
     only_window = set(differing) <= {"window_low", "window_high"}
     if differing and (not only_window or _uses_window(config)):
-        found = "; ".join(
-            f"{name}: got {settings[name]!r}, stored {stored.get(name)!r}" for name in differing
-        )
+        found = "; ".join(f"{name}: got {settings[name]!r}, stored {kept[name]!r}" for name in differing)
         raise ValueError(
-            f"{run_dir} holds a run with other settings ({found}); choose another run name, "
-            f"or pass its own settings with papermill's '-f {path}'"
+            f"{run_dir} holds a run with other settings ({found}); choose another run name, or pass its name "
+            "alone for its own settings"
         )
-    return run_dir
 
 
 def _uses_window(config: Config) -> bool:
     """Whether training images have 16 bits."""
-    return find_window(find_cases(Path(config.data_root), "train")) is not None
+    return find_window(find_cases(Path(config.data_root), "train", config)) is not None
 
 
 def make_dataset(config: Config, subset: str) -> SegmentationDataset:
@@ -156,9 +224,38 @@ def make_dataset(config: Config, subset: str) -> SegmentationDataset:
     A 16-bit window always comes from the training images.
     """
     root = Path(config.data_root)
-    window = find_window(find_cases(root, "train"), config.window_low, config.window_high)
-    transform = EvalTransform(config.target_size, config.weight_channels_by_contrast)
-    return SegmentationDataset(find_cases(root, subset), transform, window)
+    window = find_window(find_cases(root, "train", config), config.window_low, config.window_high)
+    return SegmentationDataset(find_cases(root, subset, config), _make_transform(config), window)
+
+
+def make_new_dataset(config: Config, run_dir: Path) -> SegmentationDataset:
+    """The images of the folder `predict_folder` as this run's network sees them, without its training data.
+
+    A file name is the id of those that have the same stem.
+
+    Raises:
+        FileNotFoundError: no such folder, or no images in it.
+    """
+    places = [Path(config.predict_folder).expanduser(), find_repository() / config.predict_folder]
+    found = next(filter(None, map(find_files, places)), {})
+    if not found:
+        raise FileNotFoundError(
+            f"no images in {' or '.join(map(str, dict.fromkeys(places)))}; expected files ending in "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    cases = [
+        Case(stem if len(paths) == 1 else printable(path.name), path)
+        for stem, paths in found.items()
+        for path in paths
+    ]
+    given = config.window_low, config.window_high
+    window = read_window(run_dir) if None in given else given
+    return SegmentationDataset(cases, _make_transform(config), window)
+
+
+def _make_transform(config: Config) -> EvalTransform:
+    """How the run's network sees an image."""
+    return EvalTransform(config.target_size, config.weight_channels_by_contrast)
 
 
 def make_network(config: Config, weights: Path | None = None) -> UNet:
@@ -167,13 +264,20 @@ def make_network(config: Config, weights: Path | None = None) -> UNet:
     Raises:
         FileNotFoundError: no such file, or torchvision's own weights are nowhere and cannot be downloaded.
     """
+    source = weights or config.weights
+    if weights is None and config.weights not in ("", "default"):
+        source = find_file(config.weights)
+        if _digest(source) != config.weights_digest:
+            raise ValueError(
+                f"{source} is not the weights file that the run was made with; pass it as weights"
+            )
     try:
         return make_model(
             config.encoder,
             width=config.width,
             depth=config.depth,
             dropout=(config.bottleneck_dropout, config.decoder_dropout),
-            weights=weights or config.weights,
+            weights=source,
             attached=KAGGLE_INPUT,
         )
     except FileNotFoundError as error:

@@ -15,7 +15,7 @@ _THUMBNAIL = 24  # pixels
 _DUPLICATE_CORRELATION = 0.992
 
 
-def split_cases(training_set: TrainingSet, *, n_folds: int, split: str, seed: int) -> np.ndarray:
+def split_cases(training_set: TrainingSet, *, n_folds: int, split: str, seed: int, groups=None) -> np.ndarray:
     """Return each case's fold (N,): those of fold k validate, the others train.
 
     Args:
@@ -99,3 +99,11 @@ def normalize(values: np.ndarray) -> np.ndarray:
     """Any array as a vector of mean 0 and length 1, so that products are correlations; a constant gives 0."""
     vector = values.ravel() - values.mean()
     return vector / max(np.linalg.norm(vector), 1e-6)
+
+
+def find_groups(image_ids, pattern):
+    raise NotImplementedError
+
+
+def read_groups(path, image_ids):
+    raise NotImplementedError

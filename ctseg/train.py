@@ -60,9 +60,11 @@ def train_model(
         FloatingPointError: the loss is no longer finite; the images of the batch are named, the last
             checkpoint is intact.
         RuntimeError: another process trains in this folder.
+        ValueError: batches of one image, from which this network cannot learn at this size.
         TimeoutError: training took far longer than its budget; the last checkpoint is intact.
     """
     config = learner.config
+    _check_single(learner, train)
     with lock_folder(fold_dir):
         checkpoint = _read_checkpoint(fold_dir / "last.pth")
         if checkpoint:
@@ -74,7 +76,7 @@ def train_model(
             learner.load_state_dict(checkpoint["learner"])
             write_csv(history, fold_dir / "history.csv")  # a kill may have come between the two files
 
-        steps = split_steps(total_steps, math.ceil(len(train) / config.batch_size))
+        steps = split_steps(total_steps, count_batches(len(train), config.batch_size))
         for epoch in range(len(history), len(steps)):
             started = time.perf_counter()
             picture_dir = fold_dir / "val_outputs" / f"epoch_{epoch + 1}"
@@ -171,7 +173,7 @@ class Learner:
 def train_one_epoch(learner: Learner, train: TrainingSet, *, steps: int, seed: tuple[int, ...]) -> dict:
     """Learn from `steps` batches of a new shuffle; return mean Dice, BCE and loss, and the last lr."""
     shuffled = torch.randperm(len(train), generator=make_generator(*seed, 0))
-    batches = shuffled.split(learner.config.batch_size)[:steps]
+    batches = split_batches(shuffled, learner.config.batch_size)[:steps]
     torch.manual_seed(make_seed(*seed, 1))  # dropout draws from the global generator
     each = []
     for batch, indices in enumerate(tqdm(batches, leave=False, disable=not _is_interactive())):
@@ -184,6 +186,45 @@ def train_one_epoch(learner: Learner, train: TrainingSet, *, steps: int, seed: t
     check_finite(learner.model, losses[:, 0], ids)
     loss, bce, dice_loss = losses.mean(dim=0).tolist()
     return {"dice": 1 - dice_loss, "bce": bce, "loss": loss, "lr": lr}
+
+
+def split_batches(indices: Tensor, batch_size: int) -> list[Tensor]:
+    """Split indices (N,) into batches; a last one of a single image joins the one before.
+
+    A single image is too little for batch normalization, and where its deepest map has one pixel, an error.
+
+    >>> [batch.tolist() for batch in split_batches(torch.arange(5), 2)]
+    [[0, 1], [2, 3, 4]]
+    """
+    *whole, last = indices.split(batch_size)
+    if whole and len(last) == 1 < batch_size:
+        return [*whole[:-1], torch.cat([whole[-1], last])]
+    return [*whole, last]
+
+
+def count_batches(n: int, batch_size: int) -> int:
+    """How many batches `split_batches` makes of n images.
+
+    >>> count_batches(5, 2), count_batches(6, 4), count_batches(3, 1), count_batches(1, 4)
+    (2, 2, 3, 1)
+    """
+    return max(1, n // batch_size + (n % batch_size > 1))
+
+
+def _check_single(learner: Learner, train: TrainingSet) -> None:
+    """Raise ValueError if there are batches of one image that the network cannot be trained with."""
+    if min(learner.config.batch_size, len(train)) > 1:
+        return
+    image = torch.zeros(1, *train.images.shape[1:], device=learner.device)
+    try:
+        with torch.no_grad():
+            copy.deepcopy(learner.model).train()(image)
+    except ValueError as error:
+        raise ValueError(
+            f"batches of one image of {image.shape[-1]} pixels: the network's deepest map has one pixel, "
+            "from which batch normalization cannot learn; pass a larger batch_size or target_size, or add "
+            "images"
+        ) from error
 
 
 def check_finite(model: nn.Module, losses: Tensor, ids: list[list[str]]) -> None:
@@ -246,7 +287,7 @@ def _count_steps(
     """The number of steps of a run: its epochs', or as many as fit into the budget, or the smaller number."""
     per_epoch, lengths = len(train) / learner.config.batch_size, []
     if learner.config.epochs:
-        lengths.append(learner.config.epochs * math.ceil(per_epoch))
+        lengths.append(learner.config.epochs * count_batches(len(train), learner.config.batch_size))
     if budget_seconds:
         started = time.perf_counter()
         max_seconds = 0.05 * budget_seconds

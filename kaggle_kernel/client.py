@@ -6,28 +6,34 @@
 import argparse
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ctseg.contest import SLUG
+from ctseg.arguments import add_parameters, read_arguments
+from ctseg.contest import Contest
 from ctseg.data import find_cases
-from ctseg.files import print_anywhere, read_json
+from ctseg.files import PARTIAL, print_anywhere, read_json, write_json
 from ctseg.paths import find_data_root, find_repository, find_run_dir
 from ctseg.report import describe_environment
+from ctseg.runs import read_config
 from ctseg.submission import check_submission
 
 FOLDER = Path(__file__).parent
-_RULES_PAGE = f"kaggle.com/competitions/{SLUG}/rules"
-_RULES = f"join the contest and accept its rules, at {_RULES_PAGE}, with the account of the key"
+_PUSHED = "pushed.json"  # the kernel's id and version
+_RULES = "join the contest and accept its rules on its page, Rules, with the account of the key"
 _KEY = "save Kaggle's API key as ~/.kaggle/kaggle.json, or set KAGGLE_API_TOKEN"
 _QUOTA = (
     "GPU hours are 30 per week; wait, or push with machine_shape and enable_gpu changed in "
     "kernel-metadata.json"
 )
 _ADVICE = {  # pattern in the output: the way out
+    "from notebooks": "this contest takes versions of kernels: make submit ARGS='-p notebooks_only True'",
     r"Authentication required|\b401\b|Unauthenticated": _KEY,
     "competition sources": _RULES,
     r"\b403\b|Forbidden|rules": _RULES,
@@ -70,50 +76,109 @@ def _read_metadata() -> dict:
 
 
 def push() -> None:
-    """Push the kernel; a source that Kaggle dropped is a failure, since the kernel would run without it."""
+    """Push the kernel and note its version.
+
+    A source that Kaggle dropped is a failure, since the kernel would run without it.
+    """
     metadata = _read_metadata()
-    pushed = r"Kernel version \d+ successfully pushed"
-    _call_kaggle("kernels", "push", "-p", FOLDER, expect=pushed, refuse="not valid")
+    pushed = r"Kernel version (\d+) successfully pushed"
+    printed = _call_kaggle("kernels", "push", "-p", FOLDER, expect=pushed, refuse="not valid")
+    version = int(re.search(pushed, printed)[1])
+    write_json({"id": metadata["id"], "version": version}, FOLDER / _PUSHED)
     print(f"{metadata['id']} runs; when it is done: make output")
 
 
-def fetch_output(data_root: str) -> None:
-    """Fetch a finished kernel's output, and check its submission against the test images here."""
+def fetch_output(data_root: str, parameters: Mapping[str, Any]) -> None:
+    """Fetch a finished kernel's output, check its submission, and move its run to `runs/`.
+
+    A run of that name that is there already is left as it is.
+    """
     kernel = _read_metadata()["id"]
-    run_dir = find_run_dir("kaggle")
+    folder = find_run_dir("kaggle")
+    fetched = folder.with_name(f"{PARTIAL}kaggle")
     _call_kaggle("kernels", "status", kernel, expect=r"COMPLETE\b")
-    _call_kaggle("kernels", "output", kernel, "-p", run_dir, "--force", expect="")
-    _check_here(run_dir / "submission.csv", data_root)
-    print(f"{run_dir / 'submission.csv'}: valid; to submit it: make submit RUN=kaggle")
+    shutil.rmtree(fetched, ignore_errors=True)
+    _call_kaggle("kernels", "output", kernel, "-p", fetched, "--force", expect="")
+    shutil.rmtree(folder, ignore_errors=True)
+    fetched.rename(folder)
+    run = "kaggle"
+    for path in sorted(folder.glob("runs/*/config.json")):
+        run_dir = find_run_dir(path.parent.name)
+        if run_dir.exists():
+            print(f"{run_dir} exists and is left as it is; the kernel's run of that name is in {path.parent}")
+        else:
+            run = path.parent.rename(run_dir).name
+    _check_here(folder / "submission.csv", data_root, read_config(**{"run": run} | parameters))
+    print(f"{folder / 'submission.csv'}: valid; to submit it: make submit RUN={run}")
 
 
-def submit(run: str, data_root: str) -> None:
-    """Check a run's submission and submit it; the message names the run and the commit."""
+def submit(run: str, data_root: str, parameters: Mapping[str, Any]) -> None:
+    """Check a run's submission and submit it; the message names the run and the commit.
+
+    Where a contest takes notebooks only, the version of the kernel that was pushed last is submitted.
+    """
+    contest = read_config(**{"run": run} | parameters)
+    if contest.notebooks_only:
+        _submit_kernel(contest.slug)
+        return
     path = find_run_dir(run) / "submission.csv"
-    _check_here(path, data_root)
+    _check_here(path, data_root, contest)
     message = f"{run}, commit {describe_environment()['git_commit'] or 'unknown'}"
-    options = ["-c", SLUG, "-f", path, "-m", message]
+    options = ["-c", contest.slug, "-f", path, "-m", message]
     _call_kaggle("competitions", "submit", *options, expect="Successfully submitted")
 
 
-def _check_here(path: Path, data_root: str) -> None:
+def _submit_kernel(slug: str) -> None:
+    """Submit the version of the kernel that was pushed last; Kaggle runs it again on the hidden images."""
+    path = FOLDER / _PUSHED
+    if not path.is_file():
+        raise Refused(
+            "this contest takes versions of kernels, and none was pushed from here; make push first"
+        )
+    kernel, version = (read_json(path)[name] for name in ("id", "version"))
+    print(f"this contest takes notebooks only: submitting version {version} of {kernel}", flush=True)
+    _call_kaggle("kernels", "status", kernel, expect=r"COMPLETE\b")
+    options = ["-c", slug, "-f", "submission.csv", "-k", kernel, "-v", version, "-m", f"{kernel} {version}"]
+    _call_kaggle("competitions", "submit", *options, expect="Successfully submitted")
+
+
+def _check_here(path: Path, data_root: str, contest: Contest) -> None:
     """Check a submission against the test images."""
     if not path.is_file():
         raise Refused(f"no {path}; 04_postprocess_submit writes it, on Kaggle too: see the kernel's log")
-    check_submission(path, find_cases(find_data_root(data_root), "test"))
+    cases = find_cases(find_data_root(data_root, contest), "test", contest)
+    if not cases:
+        raise Refused("no test images here to check the submission against; make download, or pass DATA=")
+    check_submission(path, cases, contest)
 
 
-def download() -> None:
+def download(parameters: Mapping[str, Any]) -> None:
     """Download the contest's data and unpack it to `data/`."""
-    folder = find_repository() / "data" / SLUG
-    _call_kaggle("competitions", "download", "-c", SLUG, "-p", folder, expect="")
-    archive = folder / f"{SLUG}.zip"
+    contest = read_config(**parameters)
+    folder = find_repository() / "data" / contest.slug
+    _call_kaggle("competitions", "download", "-c", contest.slug, "-p", folder, expect="")
+    archive, unpacked = folder / f"{contest.slug}.zip", folder.with_name(f"{PARTIAL}{contest.slug}")
     if not archive.is_file():
         raise Refused(f"the client wrote no {archive}; see above")
-    with zipfile.ZipFile(archive) as content:
-        content.extractall(folder)
+    shutil.rmtree(unpacked, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as content:
+            content.extractall(unpacked)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        shutil.rmtree(unpacked, ignore_errors=True)
+        raise Refused(f"{archive} is not a whole archive ({error}); delete it, and download again") from error
+    for path in unpacked.iterdir():
+        _replace(path, folder / path.name)
+    unpacked.rmdir()
     archive.unlink()
-    print(f"data in {find_data_root(folder)}")
+    print(f"data in {find_data_root(folder, contest)}")
+
+
+def _replace(path: Path, target: Path) -> None:
+    """Move a file or folder to where an older one may be."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    path.replace(target)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -124,16 +189,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("action", choices=("push", "output", "submit", "download"))
     parser.add_argument("--run", default="kaggle", help="whose submission to submit")
     parser.add_argument("--data", default="", help="the data set, to check a submission against")
+    add_parameters(parser)
     given = parser.parse_args(argv)
     actions = {
         "push": push,
-        "output": lambda: fetch_output(given.data),
-        "submit": lambda: submit(given.run, given.data),
-        "download": download,
+        "output": lambda: fetch_output(given.data, read_arguments(given)),
+        "submit": lambda: submit(given.run, given.data, read_arguments(given)),
+        "download": lambda: download(read_arguments(given)),
     }
     try:
         actions[given.action]()
-    except (Refused, OSError, ValueError) as error:
+    except (Refused, OSError, ValueError, TypeError) as error:
         sys.exit(f"{given.action}: {error}")
 
 

@@ -4,36 +4,70 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctseg.contest import KAGGLE_INPUT
+from ctseg.contest import KAGGLE_INPUT, Contest
 from ctseg.data import Case
-from ctseg.files import PARTIAL, read_json, write_json
+from ctseg.files import PARTIAL, read_json
 from ctseg.folds import read_history
-from ctseg.paths import find_data_root, find_run_dir
+from ctseg.paths import find_run_dir
 from ctseg.submission import check_submission
 from ctseg.train import find_kept
 
 
-def attach_run(run: str, data_root: str = "") -> Path | None:
-    """Copy a run that is attached below Kaggle's input to `runs/`, unless it exists; return the copy or None.
+def attach_run(run: str, weights: str | None = None) -> Path | None:
+    """Copy the run of that name that is attached below Kaggle's input to `runs/`; return the copy or None.
 
-    Its finished folds are used for prediction and not trained again; `data_root` becomes the one here.
+    A run is known by its `config.json`, whatever its folder is called. Its finished folds are used for
+    prediction and not trained again. Nothing is copied where `runs/` has the run already, or where runs are
+    attached for the sake of the file `weights`, from which training starts.
+
+    Raises:
+        ValueError: what is attached is another run, more than one of this name, a run without a finished
+            fold, or folds without their run's `config.json`: hours of training are no answer to that.
     """
-    name = str(run)  # papermill turns 7 into a number
-    configs = sorted(KAGGLE_INPUT.glob("**/config.json"))
-    attached = [path.parent for path in configs if path.parent.name == name]
-    if not attached or find_run_dir(name).exists():
+    if run and find_run_dir(str(run)).exists():
         return None
-    run_dir = find_run_dir(name)
-    for path in filter(Path.is_file, attached[0].rglob("*")):
-        copy = run_dir / path.relative_to(attached[0])
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)  # the contents alone: attached files are read-only
-    settings = read_json(run_dir / "config.json")
-    write_json(settings | {"data_root": str(find_data_root(data_root))}, run_dir / "config.json")
-    return run_dir
+    attached = {
+        path.parent: name for path in KAGGLE_INPUT.glob("**/config.json") if (name := _read_name(path))
+    }
+    named = [folder for folder, name in attached.items() if name == str(run)]
+    if not named and Path(weights or "").is_relative_to(KAGGLE_INPUT):
+        return None
+    for path in KAGGLE_INPUT.glob("**/best_unet_model.pth"):
+        if not set(path.parents) & attached.keys():
+            raise ValueError(
+                f"{path} is of a fold without its run's config.json; attach the whole folder of the run"
+            )
+    if not attached:
+        return None
+    if len(named) != 1:
+        listed = ", ".join(f"{name!r} in {folder}" for folder, name in sorted(attached.items()))
+        raise ValueError(
+            f"parameter run: got {run!r}, attached is {listed}; pass the name of one attached run to predict "
+            "with it, or attach none to train"
+        )
+    (source,) = named
+    if not any(source.glob("fold*/oof.npz")):
+        raise ValueError(f"the attached run {run!r} in {source} has no finished fold; attach one that has")
+    run_dir = find_run_dir(str(run))
+    copy = run_dir.with_name(f"{PARTIAL}{run_dir.name}")
+    shutil.rmtree(copy, ignore_errors=True)
+    # The contents alone: attached files are read-only.
+    shutil.copytree(source, copy, copy_function=shutil.copyfile)
+    for folder in [copy, *filter(Path.is_dir, copy.rglob("*"))]:
+        folder.chmod(0o755)
+    return copy.rename(run_dir)
 
 
-def tidy_run(run_dir: Path, test_cases: Sequence[Case]) -> None:
+def _read_name(path: Path) -> str | None:
+    """The name of the run whose `config.json` this is; None if it is that of something else."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return content["run"] if {"run", "preset", "encoder"} <= content.keys() else None
+
+
+def tidy_run(run_dir: Path, test_cases: Sequence[Case], contest: Contest) -> None:
     """Copy the submission next to `runs/` and check it there; then remove the files that nobody downloads.
 
     That is checkpoints, test masks, and validation pictures except those that 03 shows: of the first epoch
@@ -43,8 +77,8 @@ def tidy_run(run_dir: Path, test_cases: Sequence[Case]) -> None:
         OSError, ValueError: the submission is not there, or not valid; nothing is removed.
     """
     submission = Path(shutil.copy(run_dir / "submission.csv", "submission.csv"))
-    check_submission(submission, test_cases)
-    shutil.rmtree(run_dir / "predicted_masks")
+    check_submission(submission, test_cases, contest)
+    shutil.rmtree(run_dir / "predicted_masks", ignore_errors=True)
     for pattern in ("fold*/last.pth", "**/.lock", f"**/{PARTIAL}*"):
         for path in list(run_dir.glob(pattern)):
             path.unlink()

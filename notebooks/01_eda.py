@@ -28,7 +28,7 @@ from ctseg.runs import make_config, make_dataset, open_run, read_parameters
 # ## Parameters
 #
 # papermill replaces values with `-p name value`; any other field of `ctseg.config.Config` can be passed in
-# the same way. A value that is not given comes from the preset.
+# the same way. A value that is not given comes from the run, if it exists, else from the preset.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)
@@ -47,7 +47,8 @@ config
 # before they cost a run of hours; *warnings* say how the file is still read. No rows: nothing was found.
 
 # %%
-problems = check_dataset(config.data_root, has_window=None not in (config.window_low, config.window_high))
+has_window = None not in (config.window_low, config.window_high)
+problems = check_dataset(config.data_root, config, has_window=has_window)
 write_csv(problems, run_dir / "data_check.csv")
 table(problems)
 

@@ -33,7 +33,7 @@ from ctseg.transforms import to_float, weight_channels_by_contrast
 # ## Parameters
 #
 # papermill replaces values with `-p name value`; any other field of `ctseg.config.Config` can be passed in
-# the same way. A value that is not given comes from the preset.
+# the same way. A value that is not given comes from the run, if it exists, else from the preset.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)

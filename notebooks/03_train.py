@@ -18,6 +18,8 @@
 # fold did not train on).
 
 # %%
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -26,13 +28,14 @@ from ctseg.device import choose_precision, find_device
 from ctseg.folds import assign_folds, train_folds
 from ctseg.plots import plot_cases, plot_history, table
 from ctseg.runs import make_config, make_dataset, make_network, open_run, read_parameters
+from ctseg.tables import check_tables
 from ctseg.train import find_kept
 
 # %% [markdown] tags=["setup"]
 # ## Parameters
 #
 # papermill replaces values with `-p name value`; any other field of `ctseg.config.Config` can be passed in
-# the same way. `None` means what the preset says.
+# the same way. `None` means what the run says, if it exists, else what the preset says.
 
 # %% tags=["parameters"]
 preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)
@@ -58,9 +61,11 @@ config
 # ## The training set in memory
 #
 # Every image is decoded once and kept as uint8 in its square; batches are cut and augmented from there. No
-# worker processes, nothing to hang.
+# worker processes, nothing to hang. If tables of run-length codes or a sample submission came with the data,
+# they have to agree with the settings before hours are spent.
 
 # %%
+check_tables(Path(config.data_root), config, limit=100)
 training_set = load_training_set(make_dataset(config, "train"))
 megabytes = (training_set.images.nbytes + training_set.targets.nbytes) / 1e6
 print(f"{len(training_set)} images of {config.target_size} pixels, {megabytes:.0f} MB")
@@ -72,7 +77,7 @@ print(f"{len(training_set)} images of {config.target_size} pixels, {megabytes:.0
 # sizes, and near-duplicates stay in one fold.
 
 # %%
-folds = assign_folds(config, training_set)
+folds = assign_folds(config, run_dir, training_set)
 in_fold = {k: folds == k for k in range(config.n_folds)}
 rows = [{"fold": k, "train": sum(~is_in), "validation": sum(is_in)} for k, is_in in in_fold.items()]
 table([row | {"mean area": training_set.areas[in_fold[row["fold"]]].mean()} for row in rows])

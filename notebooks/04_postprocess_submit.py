@@ -13,24 +13,34 @@
 # the largest component is right where there is one region per image, and wrong where there are many.
 #
 # *Input:* the trained folds of `runs/<run>/`; nothing is trained here. *Artifacts:* `postprocess.json`,
-# `predicted_masks/*.png`, `submission.csv`, `examples.png`, `summary.json`.
+# `predicted_masks/*.png`, `submission.csv`, `examples.png`, `summary.json`; of new images, all but the first
+# and the last below `predictions/<folder>/`.
 
 # %%
 from pathlib import Path
 
 import numpy as np
+from IPython.display import display
 
 from ctseg.contest import TEST_MASKS
-from ctseg.data import read_image, read_mask
+from ctseg.data import drop_unreadable, png_path, read_image, read_mask
 from ctseg.files import atomic_path, lock_folder, write_json
 from ctseg.folds import find_folds, load_folds
 from ctseg.phantom import read_kinds
 from ctseg.plots import plot_cases, plot_gains, plot_scores, table
-from ctseg.postprocess import PostProcess, choose_postprocess, cross_fit, make_mask, tabulate_choice
+from ctseg.postprocess import (
+    PostProcess,
+    choose_postprocess,
+    cross_fit,
+    make_mask,
+    read_choice,
+    tabulate_choice,
+)
 from ctseg.predict import OutOfFold, predict_masks, read_masks, score_masks, write_masks
 from ctseg.report import summarize, write_summary
-from ctseg.runs import make_config_of_run, make_dataset, open_run, read_parameters
-from ctseg.submission import check_contest_files, check_submission, write_submission
+from ctseg.runs import make_config, make_dataset, make_new_dataset, open_run, read_parameters
+from ctseg.submission import check_submission, write_submission
+from ctseg.tables import check_tables
 
 # %% [markdown] tags=["setup"]
 # ## Parameters
@@ -42,39 +52,49 @@ from ctseg.submission import check_contest_files, check_submission, write_submis
 preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
+predict_folder: str = ""  # folder of images to predict instead of the test images; needs no training data
 
 # %% tags=["setup"]
-config = make_config_of_run(**read_parameters(globals()))
+config = make_config(**read_parameters(globals()))
 run_dir = open_run(config)
 config
 
 # %%
 fold_dirs = find_folds(run_dir)
-train, test = make_dataset(config, "train"), make_dataset(config, "test")
-validation = OutOfFold([fold_dir / "oof.npz" for fold_dir in fold_dirs], train.cases)
-names = ", ".join(fold_dir.name for fold_dir in fold_dirs)
-print(f"using {names} of {config.n_folds}; {len(validation.cases)} validation images")
+print(f"using {', '.join(fold_dir.name for fold_dir in fold_dirs)} of {config.n_folds}")
+if config.predict_folder:
+    validation, test = None, make_new_dataset(config, run_dir)
+    out_dir = run_dir / "predictions" / Path(config.predict_folder).resolve().name
+else:
+    train, test, out_dir = make_dataset(config, "train"), make_dataset(config, "test"), run_dir
+    check_tables(Path(config.data_root), config, limit=100)
+    validation = OutOfFold([fold_dir / "oof.npz" for fold_dir in fold_dirs], train.cases)
+    print(f"{len(validation.cases)} validation images, {len(test)} test images")
 
 # %% [markdown]
 # ## Validation, image by image
 #
 # Probabilities go back to each image's own size, then the threshold, then Dice. The mean hides the tail: look
-# at the worst cases.
+# at the worst cases. For new images there is nothing to validate on: they are predicted as the run has
+# decided before.
 
 # %%
 baseline = PostProcess(threshold=config.threshold)
-baseline_scores = validation.score(baseline)
-plot_scores(baseline_scores)
+if validation:
+    baseline_scores = validation.score(baseline)
+    display(plot_scores(baseline_scores))
 
 # %%
-worst = np.argsort(baseline_scores)[:6]
-probabilities, letterboxes, true_masks = zip(*[validation.read(index) for index in worst])
-plot_cases(
-    [read_image(validation.cases[index].image, window=train.window) for index in worst],
-    true_masks,
-    [make_mask(*pair, baseline) for pair in zip(probabilities, letterboxes)],
-    titles=[f"{validation.cases[index].image_id}: {baseline_scores[index]:.3f}" for index in worst],
-)
+if validation:
+    worst = np.argsort(baseline_scores)[:6]
+    probabilities, letterboxes, true_masks = zip(*[validation.read(index) for index in worst])
+    figure = plot_cases(
+        [read_image(validation.cases[index].image, window=train.window) for index in worst],
+        true_masks,
+        [make_mask(*pair, baseline) for pair in zip(probabilities, letterboxes)],
+        titles=[f"{validation.cases[index].image_id}: {baseline_scores[index]:.3f}" for index in worst],
+    )
+    display(figure)
 
 # %% [markdown]
 # True masks green, predictions magenta.
@@ -87,12 +107,13 @@ plot_cases(
 # worth.
 
 # %%
-chosen = choose_postprocess(validation.score_each, baseline)
-rows = tabulate_choice(validation.score_each, baseline, chosen)
-table(rows)
-
-# %%
-plot_gains(rows)
+if validation:
+    chosen = choose_postprocess(validation.score_each, baseline)
+    rows = tabulate_choice(validation.score_each, baseline, chosen)
+    display(table(rows), plot_gains(rows))
+else:
+    chosen = read_choice(run_dir / "postprocess.json", otherwise=baseline)
+print(f"chosen: {chosen}")
 
 # %% [markdown]
 # ## The score to trust
@@ -101,30 +122,38 @@ plot_gains(rows)
 # choice of the *other* folds (with a single fold, each fifth of its images with the choice of the others).
 
 # %%
-fitted_scores = cross_fit(validation.score_each, baseline, validation.folds)
-choice_scores = {
-    "baseline": summarize(baseline_scores),
-    "chosen": summarize(validation.score(chosen)),
-    "cross-fitted": summarize(fitted_scores),
-}
-write_json({"chosen": vars(chosen), "scores": choice_scores, "table": rows}, run_dir / "postprocess.json")
-print(f"chosen: {chosen}")
-table([{"": name, **score} for name, score in choice_scores.items()])
+if validation:
+    fitted_scores = cross_fit(validation.score_each, baseline, validation.folds)
+    choice_scores = {
+        "baseline": summarize(baseline_scores),
+        "chosen": summarize(validation.score(chosen)),
+        "cross-fitted": summarize(fitted_scores),
+    }
+    write_json({"chosen": vars(chosen), "scores": choice_scores, "table": rows}, run_dir / "postprocess.json")
+    display(table([{"": name, **score} for name, score in choice_scores.items()]))
 
 # %% [markdown]
-# ## The test images
+# ## The test images, or new ones
 #
 # One batch at a time: mean probability over the folds and, with `tta`, over orientations; back to each
 # image's own size; then the chosen post-processing; then the run-length code. The submission is written only
-# if every test image is there once with a mask of its size, and if no sample submission or run-length code
-# next to the data says that other ids or another order of pixels are meant.
+# if every test image is there once with a mask of its size. New images that cannot be read are listed and
+# left out.
 
 # %%
-check_contest_files(Path(config.data_root))
-mask_dir = run_dir / "predicted_masks"
-with lock_folder(run_dir):
-    write_masks(predict_masks(load_folds(config, run_dir), test, chosen, tta=config.tta), mask_dir)
-    write_submission(run_dir / "submission.csv", read_masks(mask_dir), test.cases)
+if config.predict_folder:
+    test, unreadable = drop_unreadable(test)
+    for image_id, reason in unreadable.items():
+        print(f"left out {image_id}: {reason}")
+if not test:
+    print("no images to predict, so no submission: see -p test_images and -p predict_folder")
+
+# %%
+mask_dir = out_dir / "predicted_masks"
+if test:
+    with lock_folder(out_dir):
+        write_masks(predict_masks(load_folds(config, run_dir), test, chosen, tta=config.tta), mask_dir)
+        write_submission(out_dir / "submission.csv", read_masks(mask_dir), test.cases, config)
 
 # %% [markdown]
 # Predictions magenta; true masks green, where they are known: a contest hides those of its test images, the
@@ -132,16 +161,18 @@ with lock_folder(run_dir):
 
 # %%
 test_masks = Path(config.data_root).parent / TEST_MASKS
-first = test.cases[:6]
-figure = plot_cases(
-    [read_image(case.image, window=test.window) for case in first],
-    [read_mask(test_masks / f"{case.image_id}.png") for case in first] if test_masks.is_dir() else None,
-    [read_mask(mask_dir / f"{case.image_id}.png") for case in first],
-    titles=[case.image_id for case in first],
-)
-with atomic_path(run_dir / "examples.png") as partial:
-    figure.savefig(partial, dpi=110, bbox_inches="tight")
-figure
+has_truth = bool(test) and not config.predict_folder and test_masks.is_dir()
+if test:
+    first = test.cases[: 48 if config.predict_folder else 6]
+    figure = plot_cases(
+        [read_image(case.image, window=test.window) for case in first],
+        [read_mask(test_masks / f"{case.image_id}.png") for case in first] if has_truth else None,
+        [read_mask(png_path(mask_dir, case.image_id)) for case in first],
+        titles=[case.image_id for case in first],
+    )
+    with atomic_path(out_dir / "examples.png") as partial:
+        figure.savefig(partial, dpi=110, bbox_inches="tight")
+    display(figure)
 
 # %% [markdown]
 # ## Scores
@@ -149,8 +180,10 @@ figure
 # On validation, and on the test images where their masks are known, hard cases apart.
 
 # %%
-scores = {"validation, plain threshold": baseline_scores, "validation, cross-fitted": fitted_scores}
-if test_masks.is_dir():
+scores = {}
+if validation:
+    scores = {"validation, plain threshold": baseline_scores, "validation, cross-fitted": fitted_scores}
+if has_truth:
     test_scores = score_masks(mask_dir, test_masks)
     hard = {image_id for image_id, kind in read_kinds(test_masks.parent).items() if kind != "plain"}
     scores["test"] = list(test_scores.values())
@@ -163,8 +196,10 @@ table([{"": name, **summary} for name, summary in summaries.items()])
 # ## The artifacts are there
 
 # %%
-summary = write_summary(run_dir, scores=summaries, postprocess=str(chosen))
-for name, reason in summary["failed"].items():
-    print(f"FAILED and left out: {name}, {reason}")
-check_submission(run_dir / "submission.csv", test.cases)
-print(f"{run_dir / 'submission.csv'}: {len(test)} rows, valid")
+if validation:
+    summary = write_summary(run_dir, scores=summaries, postprocess=str(chosen))
+    for name, reason in summary["failed"].items():
+        print(f"FAILED and left out: {name}, {reason}")
+if test:
+    check_submission(out_dir / "submission.csv", test.cases, config)
+    print(f"{out_dir / 'submission.csv'}: {len(test)} rows, valid")

@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from papermill.parameterize import parameterize_notebook
 
 import ctseg
-from ctseg.contest import SLUG
+from ctseg.contest import A0
 from kaggle_kernel import build
 
 
@@ -241,7 +241,7 @@ def test_the_metadata_says_everything_that_matters(clone, call, built):
         "enable_tpu": False,
         "enable_internet": True,
         "machine_shape": "NvidiaTeslaT4",
-        "competition_sources": [SLUG],
+        "competition_sources": [A0.slug],
         "dataset_sources": [],
         "kernel_sources": [],
         "model_sources": [],

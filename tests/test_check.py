@@ -201,13 +201,16 @@ ERRORS = {
         lambda r: rename(r, MASK, "TRAIN_003.png"),
     ),
     "no folder of masks": ("Train/Mask", "no folder", lambda r: shutil.rmtree(r / "Train/Mask")),
-    "no test images": ("Test/Image", "no folder", lambda r: shutil.rmtree(r / "Test")),
     "same stem twice": (
         "Train/Image/train_003.png",
         "same stem",
         lambda r: save(r, "Train/Image/train_003.png", load(r, IMAGE)),
     ),
-    "codes in column-major order": ("CSV files", "column-major", lambda r: write_codes(r, encode_columns)),
+    "codes in column-major order": (
+        "CSV files",
+        "codes column by column, but the settings",
+        lambda r: write_codes(r, encode_columns),
+    ),
     "codes of other masks": ("CSV files", "another mask", lambda r: write_codes(r, lambda mask: "1 5")),
     "a code of more characters than Python's CSV reader takes": (
         "CSV files",
@@ -221,12 +224,13 @@ ERRORS = {
     ),
     "a sample submission of other columns": (
         "CSV files",
-        "has the columns ['id', 'rle']; expected",
-        lambda r: write_sample(r, "id,rle\ntest_000,1 1\n"),
+        "has the columns id,rle, but the settings say the columns ID,Mask",
+        lambda r: write_sample(r, "id,rle\ntest_000,1 1\ntest_001,1 1\n"),
     ),
     "a table that cannot be read": ("CSV files", "Is a directory", lambda r: (r / "train.csv").mkdir()),
 }
 WARNINGS = {
+    "no test images": ("Test/Image", "no test images", lambda r: shutil.rmtree(r / "Test")),
     "another type than its name says": (
         IMAGE,
         "not the type that its name says: PNG, not JPEG",

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from kaggle_server import URL
 
-from ctseg.contest import SLUG
+from ctseg.contest import A0
 from kaggle_kernel import client
 
 SAVED = {"url": "https://example.org/code/somebody/ctseg-segmentation", "versionNumber": 3}
@@ -21,7 +21,7 @@ def test_the_built_kernel_is_pushed(call, server, built):
     request = server.received["SaveKernel"]
     assert nbformat.reads(request["text"], as_version=4) == built[1]
     assert request["slug"] == built[2]["id"] and request["newTitle"] == built[2]["title"]
-    assert request["competitionDataSources"] == [SLUG] and request["machineShape"] == "NvidiaTeslaT4"
+    assert request["competitionDataSources"] == [A0.slug] and request["machineShape"] == "NvidiaTeslaT4"
     assert (
         request["isPrivate"]
         and request["enableGpu"]
@@ -35,7 +35,7 @@ def test_the_built_kernel_is_pushed(call, server, built):
     [
         ({"error": "Maximum weekly GPU quota of 30.00 hours reached."}, "GPU hours are 30 per week"),
         ({"error": "Maximum batch GPU session count of 2 reached."}, "two GPU sessions run at once"),
-        (SAVED | {"invalidCompetitionSources": [SLUG]}, "accept its rules"),
+        (SAVED | {"invalidCompetitionSources": [A0.slug]}, "accept its rules"),
         (SAVED | {"invalidDatasetSources": ["me/weights"]}, "this account may use it"),
         ((404, {"code": 404, "message": "Owner not found: somebody"}), "of the user too (KAGGLE_USERNAME)"),
         ((401, {"code": 401, "message": "Unauthenticated"}), "save Kaggle's API key"),
@@ -133,8 +133,8 @@ def test_the_contests_data_is_downloaded_and_found(clone, call, server, tiny):
             archive.write(path, Path("Dataset") / path.relative_to(tiny))
     server.answers = {"DownloadDataFiles": f"{URL}/bundle/archive.zip", "archive.zip": packed.getvalue()}
     status, printed = call(client, "download")
-    assert status == 0 and f"data/{SLUG}/Dataset" in printed.splitlines()[-1], printed
-    assert sorted(path.name for path in (clone / "data" / SLUG).iterdir()) == ["Dataset"]
+    assert status == 0 and f"data/{A0.slug}/Dataset" in printed.splitlines()[-1], printed
+    assert sorted(path.name for path in (clone / "data" / A0.slug).iterdir()) == ["Dataset"]
     server.answers = {"DownloadDataFiles": (403, {"code": 403, "message": "Forbidden"})}
     status, printed = call(client, "download")
     assert status == 1 and "accept its rules" in printed

@@ -2,9 +2,12 @@
 
 import ast
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from conftest import REPOSITORY
 
 from ctseg.config import AUGMENTATIONS, PRESETS, Config, fill_settings, parse_value
@@ -67,13 +70,13 @@ def test_every_preset_makes_a_config_and_explicit_values_win(preset):
         ({"preset": "fast"}, ValueError, "preset: got 'fast', expected one of baseline, quick, strong"),
         ({"epochs": 2.5}, TypeError, r"epochs: got 2.5 \(float\), expected int or None"),
         ({"lr": "fast"}, TypeError, r"lr: got 'fast' \(str\), expected float"),
-        (
-            {"weight_channels_by_contrast": "false"},
-            TypeError,
-            "weight_channels_by_contrast: got 'false' .*expected bool; write False",
-        ),
+        ({"weight_channels_by_contrast": "maybe"}, TypeError, "by_contrast: got 'maybe' .*expected bool"),
+        ({"tta": True}, TypeError, "tta: got True .*expected str; YAML takes .* write it in quotes"),
+        ({"submission_columns": "ID"}, ValueError, "submission_columns: got 'ID', expected the names of"),
+        ({"submission_columns": "ID,Mask,Height"}, ValueError, "submission_columns: got"),
+        ({"submission_columns": "ID,ID"}, ValueError, "submission_columns: got"),
         ({"batch_size": True}, TypeError, "batch_size: got True"),
-        ({"lr": -1}, ValueError, "lr: got -1, expected 1e-08 … 10"),
+        ({"lr": -1}, ValueError, "lr: got -1.0, expected 1e-08 … 10"),
         ({"schedule": "poly"}, ValueError, "schedule: got 'poly', expected one of constant, one_cycle"),
         ({"fold": 3, "n_folds": 3}, ValueError, "fold 3 with n_folds 3; expected 0 … 2"),
     ],
@@ -106,12 +109,63 @@ def test_stored_settings_count_where_a_notebook_has_defaults():
     assert fill_settings({"budget_minutes": 2}, stored) == stored | {"epochs": None, "budget_minutes": 2}
 
 
-def test_config_imports_the_standard_library_only():
+def test_config_imports_the_standard_library_and_the_contest_only():
     nodes = list(ast.walk(ast.parse((REPOSITORY / "ctseg" / "config.py").read_text(encoding="utf-8"))))
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     modules |= {"." * node.level + (node.module or "") for node in nodes if isinstance(node, ast.ImportFrom)}
     assert "dataclasses" in modules
-    assert {module.partition(".")[0] for module in modules} <= sys.stdlib_module_names
+    assert {module.partition(".")[0] for module in modules - {"ctseg.contest"}} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lr: 1e-3", 0.001),
+        ("lr: 5e-05", 5e-5),
+        ("lr: '0.001'", 0.001),
+        ("lr: 1", 1.0),
+        ("window_low: -1e3", -1000.0),
+        ("epochs: 5.0", 5),
+        ("n_folds: '5'", 5),
+        ("weight_channels_by_contrast: yes", True),
+        ("weight_channels_by_contrast: 'false'", False),
+        ("tta: off", "none"),
+        ("tta: no", "none"),
+        ("run: 7", "7"),
+        ("run: 2024-05-01", "2024-05-01"),
+        ("empty_mask: -1", "-1"),
+        ("encoder: null", "unet"),
+        ("weights:", ""),
+    ],
+)
+def test_yaml_means_what_it_says(text, expected):
+    ((name, value),) = yaml.safe_load(text).items()
+    config = make(preset="baseline", **{name: value})
+    assert getattr(config, name) == expected and type(getattr(config, name)) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("epochs", np.int64(3), 3),
+        ("lr", np.float32(0.5), 0.5),
+        ("data_root", Path("a"), "a"),
+        ("weight_channels_by_contrast", np.True_, True),
+    ],
+)
+def test_numpys_numbers_and_paths_are_taken(name, value, expected):
+    assert getattr(make(**{name: value}), name) == expected
+
+
+def test_what_decides_the_result_is_told_from_places_and_the_contests_facts():
+    config = make(preset="baseline", weights="a.pth", weights_digest="d")
+    same = {"data_root": "/x", "run": "r", "fold": 0, "predict_folder": "y", "weights": "elsewhere/a.pth"}
+    same |= {"pixel_order": "F", "slug": "another", "mask_suffix": "_m"}
+    assert replace(config, **same).settings() == config.settings()
+    assert config.settings()["weights"] == "d"
+    for name, value in {"weights_digest": "e", "weights": "", "lr": 0.5, "group": "a"}.items():
+        assert replace(config, **{name: value}).settings() != config.settings()
+    assert {"fold", "data_root", "predict_folder"} == {*vars(config)} - config.stored().keys()
 
 
 def test_the_options_of_tta_are_the_orientations_of_predict():

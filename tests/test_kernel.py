@@ -18,7 +18,7 @@ import pytest
 from conftest import REPOSITORY, as_arguments, copy_sources
 from kaggle_server import KaggleServer
 
-from ctseg.contest import ID_COLUMN, MASK_COLUMN, SLUG
+from ctseg.contest import A0
 from ctseg.data import find_cases, read_mask
 from ctseg.metrics import dice_score
 from ctseg.phantom import write_phantom
@@ -27,7 +27,7 @@ from ctseg.submission import check_submission, decode_rle, read_rows
 pytestmark = pytest.mark.kernel
 
 SMALL = {"preset": "quick", "n_folds": 2, "epochs": 20, "target_size": 64, "width": 8}
-PLACES = {"newer": f"competitions/{SLUG}/Dataset", "older": f"{SLUG}/Dataset"}
+PLACES = {"newer": f"competitions/{A0.slug}/Dataset", "older": f"{A0.slug}/Dataset"}
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def score(submission: Path, phantom: Path) -> float:
     check_submission(submission, find_cases(phantom, "test"))
     scores = []
     for row in read_rows(submission):
-        true_mask = read_mask(phantom.parent / "test_masks" / f"{row[ID_COLUMN]}.png")
-        scores.append(dice_score(decode_rle(row[MASK_COLUMN], true_mask.shape), true_mask))
+        true_mask = read_mask(phantom.parent / "test_masks" / f"{row['ID']}.png")
+        scores.append(dice_score(decode_rle(row["Mask"], true_mask.shape), true_mask))
     return float(np.mean(scores))
 
 

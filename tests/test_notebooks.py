@@ -58,10 +58,10 @@ def test_the_pair_is_in_sync_and_holds_no_outputs(name):
 def test_03_shows_all_parameters_and_the_others_the_first_three(name):
     cell = parameters_cell(name)
     statements = ast.parse(cell.source).body
-    expected = PARAMETERS if name.startswith("03") else SHOWN
+    expected = {"03": PARAMETERS, "04": [*SHOWN, "predict_folder"]}.get(name[:2], SHOWN)
     assert [statement.target.id for statement in statements] == expected
     assert set(expected) <= set(NAMES)
-    assert {ast.literal_eval(statement.value) for statement in statements[3:]} <= {None}
+    assert {ast.literal_eval(statement.value) for statement in statements[3:]} <= {None, ""}
     assert all("#" in line for line in cell.source.splitlines())
     assert parameters_cell(NOTEBOOKS[2]).source.startswith(parameters_cell(NOTEBOOKS[0]).source)
 
@@ -79,7 +79,8 @@ def test_cells_are_short_and_hold_no_logic_of_their_own(name):
     first = read(name).cells[0]
     assert first.cell_type == "markdown" and "Artifact" in first.source
     for cell in code_cells(name):
-        assert len(cell.source.splitlines()) <= 15
+        lines = [line for line in cell.source.splitlines() if not line.startswith(("from ", "import "))]
+        assert len(lines) <= 15
         for forbidden in ("def ", "class ", "sys.path", "!pip", "torch.load", "open("):
             assert forbidden not in cell.source.replace("Image.open(", "")
 
@@ -173,7 +174,7 @@ def test_other_settings_in_a_run_are_refused_and_nothing_touched(workplace, run,
     ("parameters", "message"),
     [
         ({"epoch": 3}, "unknown parameter 'epoch', did you mean 'epochs'"),
-        ({"weight_channels_by_contrast": "false"}, "expected bool; write False"),
+        ({"weight_channels_by_contrast": "never"}, "expected bool"),
     ],
 )
 def test_bad_parameters_are_refused_through_papermill(workplace, small, parameters, message):
@@ -195,7 +196,7 @@ def test_01_writes_its_table_and_then_stops_at_errors(workplace, tiny):
     assert done.returncode != 0 and "2 errors in the data, fix them first" in done.stderr
     assert "Test/Image/case_9.jpg: cannot be read" in done.stderr
     run_dir = workplace / "runs" / "damaged"
-    assert "the test images differ in case_9, case_9.jpg (2)" in (run_dir / "data_check.csv").read_text()
+    assert "ids with an extension, but the settings say" in (run_dir / "data_check.csv").read_text()
 
 
 def test_04_without_a_trained_fold_says_so(workplace, small):

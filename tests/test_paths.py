@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ctseg import paths
-from ctseg.paths import find_data_root, find_repository, find_run_dir, find_weights_file
+from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir
 
 
 @pytest.fixture
@@ -74,9 +74,11 @@ def test_a_run_lies_below_runs_and_its_name_cannot_lead_out(repository):
 
 
 def test_weights_are_found_from_here_and_from_the_repository(repository):
-    with pytest.raises(FileNotFoundError, match="no weights file 'w.pth': looked for .*notebooks/w.pth and"):
-        find_weights_file("w.pth")
+    with pytest.raises(
+        FileNotFoundError, match="no file 'w.pth': looked for .*notebooks/w.pth and .*pass an existing one"
+    ):
+        find_file("w.pth")
     (repository / "w.pth").write_bytes(b"")
-    assert find_weights_file("w.pth") == find_weights_file("../w.pth") == repository / "w.pth"
+    assert find_file("w.pth") == find_file("../w.pth") == repository / "w.pth"
     (repository / "notebooks" / "w.pth").write_bytes(b"")
-    assert find_weights_file("w.pth") == repository / "notebooks" / "w.pth"
+    assert find_file("w.pth") == repository / "notebooks" / "w.pth"

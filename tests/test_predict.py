@@ -7,6 +7,7 @@ from conftest import load_cases, save_image, write_pair
 from PIL import Image
 from torch import nn
 
+from ctseg.contest import A0
 from ctseg.data import (
     Case,
     SegmentationDataset,
@@ -33,7 +34,8 @@ from ctseg.predict import (
     write_oof,
 )
 from ctseg.report import summarize
-from ctseg.submission import check_contest_files, encode_rle, write_submission
+from ctseg.submission import encode_rle, write_submission
+from ctseg.tables import check_tables
 from ctseg.train import evaluate_model
 from ctseg.transforms import EvalTransform, to_float
 
@@ -252,4 +254,4 @@ def test_every_reader_knows_what_is_background_in_the_set(lifted, tmp_path):
     assert set(score_masks(tmp_path / "masks", lifted / "Train/Mask").values()) == {1.0}
     assert [row["mask_area"] for row in describe_cases(cases)] == [mask.mean() for mask in masks.values()]
     (lifted / "train.csv").write_text(f"ID,Mask\ncase_1,\ncase_0,{encode_rle(masks['case_0'])}\n")
-    check_contest_files(lifted)
+    check_tables(lifted, A0)

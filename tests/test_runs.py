@@ -2,22 +2,28 @@
 
 import json
 import math
+import shutil
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from conftest import save_image, write_pair
+from PIL import Image
 
 from ctseg.config import Config
+from ctseg.data import drop_unreadable, load_training_set
+from ctseg.folds import assign_folds
 from ctseg.runs import (
     make_config,
-    make_config_of_run,
     make_dataset,
     make_network,
+    make_new_dataset,
     open_run,
+    read_config,
     read_parameters,
 )
 
@@ -47,7 +53,7 @@ def run_cells(*cells: str) -> dict:
     ("parameters", "error", "message"),
     [
         ({"epochz": 3}, ValueError, "unknown parameter 'epochz', did you mean 'epochs'"),
-        ({"lr": -1}, ValueError, "lr: got -1, expected 1e-08 … 10"),
+        ({"lr": -1}, ValueError, "lr: got -1.0, expected 1e-08 … 10"),
         ({"encoder": "resnet35"}, ValueError, "unknown encoder 'resnet35'; expected one of .*resnet34"),
         ({"weights": "none.pth"}, FileNotFoundError, "none.pth"),
         ({"data_root": "nowhere"}, FileNotFoundError, "nowhere"),
@@ -201,7 +207,7 @@ def test_a_stored_setting_of_another_version_is_said_so(tmp_path):
     stored = json.loads((run_dir / "config.json").read_text())
     (run_dir / "config.json").write_text(json.dumps(stored | {"turn": 0.5}))
     with pytest.raises(ValueError, match="config.json has the setting 'turn', which this version"):
-        make_config_of_run(run="old")
+        make_config(run="old")
 
 
 def test_a_default_run_is_named_by_its_settings_not_its_fold():
@@ -216,9 +222,22 @@ def test_a_run_opens_with_its_own_settings_only(tmp_path):
     assert run_dir == tmp_path / "runs" / "a"  # at the repository root, though the notebook started below it
     written = (run_dir / "config.json").read_text()
     assert open_run(make_config(run="a", epochs=2, fold=0)) == run_dir
-    with pytest.raises(ValueError, match="other settings .epochs: got 3, stored 2.*-f .*config.json"):
+    (run_dir / "fold0").mkdir()
+    with pytest.raises(ValueError, match="other settings .epochs: got 3, stored 2.*choose another run name"):
         open_run(make_config(run="a", epochs=3))
     assert (run_dir / "config.json").read_text() == written
+
+
+def test_settings_may_change_until_a_fold_is_begun():
+    run_dir = open_run(make_config(run="a", epochs=2))
+    assert open_run(make_config(run="a", epochs=3)) == run_dir and make_config(run="a").epochs == 3
+
+
+def test_the_format_of_the_submission_may_change_at_any_time():
+    run_dir = open_run(make_config(run="a"))
+    (run_dir / "fold0").mkdir()
+    open_run(make_config(run="a", pixel_order="F", submission_columns="id,rle"))
+    assert (make_config(run="a").pixel_order, read_config(run="a").submission_columns) == ("F", "id,rle")
 
 
 def test_the_config_file_of_a_run_reproduces_it_as_parameters():
@@ -228,33 +247,200 @@ def test_the_config_file_of_a_run_reproduces_it_as_parameters():
     assert asdict(again) == asdict(config)
 
 
-def test_notebook_04_takes_missing_values_from_the_run():
-    open_run(make_config(preset="baseline", run="a", epochs=2, lr=0.5))
-    config = make_config_of_run(preset="quick", data_root="", run="a", lr=None)
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"lr": 1'])
+def test_a_damaged_config_is_said_to_be(tmp_path, text):
+    run_dir = open_run(make_config(run="a"))
+    (run_dir / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json (is damaged|holds list).*restore it"):
+        make_config(run="a")
+
+
+def test_missing_values_come_from_the_run():
+    run_dir = open_run(make_config(preset="baseline", run="a", epochs=2, lr=0.5))
+    (run_dir / "fold0").mkdir()
+    config = make_config(preset="quick", data_root="", run="a", lr=None)
     assert (config.preset, config.width, config.epochs, config.lr) == ("baseline", 64, 2, 0.5)
     with pytest.raises(ValueError, match="lr: got 0.1, stored 0.5"):
-        open_run(make_config_of_run(run="a", lr=0.1))
+        open_run(make_config(run="a", lr=0.1))
 
 
 def test_a_new_run_takes_missing_values_from_its_preset():
-    assert asdict(make_config_of_run(run="b", lr=0.1)) == asdict(make_config(run="b", lr=0.1))
-    assert asdict(make_config_of_run(run="")) == asdict(make_config(run=""))
+    assert asdict(make_config(run="b", lr=0.1)) == asdict(make_config(run="b", lr=0.1))
+    assert asdict(make_config(run="")) == asdict(make_config(run=""))
 
 
 def test_an_unknown_preset_is_refused_for_an_existing_run_too():
     open_run(make_config(run="a"))
     with pytest.raises(ValueError, match="preset: got 'fast', expected one of baseline, quick, strong"):
-        make_config_of_run(run="a", preset="fast")
+        make_config(run="a", preset="fast")
 
 
 def test_a_trained_run_does_not_need_the_weights_it_started_from(tmp_path):
     weights = tmp_path / "notebooks" / "w.pth"
     weights.write_bytes(b"")
     config = make_config(run="a", weights="w.pth")
-    assert config.weights == str(weights)
-    open_run(config)
+    assert config.weights == "notebooks/w.pth" and len(config.weights_digest) == 16
+    run_dir = open_run(config)
+    (run_dir / "fold0").mkdir()
     weights.unlink()
-    assert asdict(make_config_of_run(run="a")) == asdict(config)
+    stored = json.loads((run_dir / "config.json").read_text())
+    for given in ({"run": "a"}, stored, {"run": "a", "weights": "notebooks/w.pth"}):
+        assert asdict(make_config(**given)) == asdict(config)
+    with pytest.raises(FileNotFoundError, match="no file 'typo.pth'.*or '' for scratch"):
+        make_config(run="a", weights="typo.pth")
+    with pytest.raises(FileNotFoundError, match="w.pth"):
+        make_network(make_config(run="a"))  # a new fold does need them
+
+
+def test_weights_are_the_same_wherever_their_file_lies(tmp_path):
+    for name, content in (("w.pth", b"1"), ("moved/w.pth", b"1"), ("other.pth", b"2")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    run_dir = open_run(make_config(run="a", weights="w.pth"))
+    (run_dir / "fold0").mkdir()
+    open_run(make_config(run="a", weights="moved/w.pth"))
+    assert make_config(run="a").weights == "moved/w.pth"
+    with pytest.raises(ValueError, match="other settings .weights: got "):
+        open_run(make_config(run="a", weights="other.pth"))
+    (tmp_path / "moved/w.pth").write_bytes(b"2")
+    with pytest.raises(ValueError, match="moved/w.pth is not the weights file that the run was made with"):
+        make_network(make_config(run="a"))
+
+
+def begin(data_root: Path, run: str = "a") -> Path:
+    """A run that has begun to train on a data set."""
+    config = make_config(run=run, data_root=str(data_root), target_size=32, n_folds=2)
+    run_dir = open_run(config)
+    assign_folds(config, run_dir, load_training_set(make_dataset(config, "train")))
+    (run_dir / "fold0").mkdir()
+    return run_dir
+
+
+def test_a_run_and_its_data_may_be_moved(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("CTSEG_DATA", raising=False)
+    run_dir = begin(tiny)
+    moved = tmp_path / "elsewhere" / "Dataset"
+    moved.parent.mkdir()
+    tiny.rename(moved)
+    stored = json.loads((run_dir / "config.json").read_text())
+    assert "data_root" not in stored
+    with pytest.raises(FileNotFoundError, match="no data set"):
+        make_config(run="a")
+    for given in ({"run": "a"}, stored):
+        assert open_run(make_config(**given, data_root=str(moved))) == run_dir
+    assert make_config(run="a").data_root == str(moved)  # from now on without being told
+    (tmp_path / "data").mkdir()
+    moved.rename(tmp_path / "data" / "Dataset")
+    assert open_run(make_config(**stored)) == run_dir
+    assert f"were in {moved.relative_to(tmp_path)}; found in {tmp_path / 'data'}" in capsys.readouterr().out
+    clone = tmp_path.with_name(f"{tmp_path.name}_moved")
+    monkeypatch.chdir("/")
+    tmp_path.rename(clone)  # the whole clone, its data below it
+    monkeypatch.chdir(clone)
+    assert open_run(make_config(run="a")) == clone / "runs" / "a"
+    assert not capsys.readouterr().out
+
+
+def remove(root):
+    for kind in ("Image", "Mask"):
+        (root / "Train" / kind / "case_1.png").unlink()
+
+
+def rename(root):
+    for kind in ("Image", "Mask"):
+        (root / "Train" / kind / "case_1.png").rename(root / "Train" / kind / "case_1b.png")
+
+
+def correct(root):
+    path = root / "Train" / "Mask" / "case_1.png"
+    save_image(path, np.roll(np.asarray(Image.open(path)), 1, axis=0))  # as many pixels as before
+
+
+def resize(root):
+    for kind in ("Image", "Mask"):
+        path = root / "Train" / kind / "case_1.png"
+        Image.open(path).resize((41, 30)).save(path)
+
+
+def add(root):
+    write_pair(root, "case_0b", IMAGE, IMAGE[..., 0])
+
+
+CHANGES = {
+    "a pair removed": (remove, "'case_1' is missing .1 of 4"),
+    "a pair renamed": (rename, "'case_1' is missing .2 of 5"),
+    "a pair added": (add, "'case_0b' is new .1 of 5"),
+    "a mask corrected": (correct, "'case_1' has another mask .1 of 4"),
+    "an image of another size": (resize, "'case_1' is 30 × 41, and was 30 × 40"),
+}
+IMAGE = np.random.default_rng(5).integers(0, 2, (30, 40, 3), np.uint8) * 255
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_data_that_changed_under_a_run_are_refused_before_anything_is_written(tiny, change):
+    run_dir = begin(tiny)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    damage, message = CHANGES[change]
+    damage(tiny)
+    config = make_config(run="a", data_root=str(tiny))
+    with pytest.raises(ValueError, match=f"trained on other data: {message}.*another run name"):
+        open_run(config)
+    with pytest.raises(ValueError, match="trained on other data"):
+        assign_folds(config, run_dir, load_training_set(make_dataset(config, "train")))
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_mask_that_is_only_saved_again_is_the_same(tiny):
+    run_dir = begin(tiny)
+    path = tiny / "Train" / "Mask" / "case_1.png"
+    Image.open(path).save(path, compress_level=0)
+    assert open_run(make_config(run="a", data_root=str(tiny))) == run_dir
+    Image.fromarray(np.asarray(Image.open(path)) // 255).save(path)  # 0 and 1
+    assert open_run(make_config(run="a", data_root=str(tiny))) == run_dir
+
+
+def test_the_folds_of_a_run_are_drawn_once(tiny):
+    run_dir = begin(tiny)
+    config = make_config(run="a", data_root=str(tiny))
+    training_set = load_training_set(make_dataset(config, "train"))
+    path = run_dir / "training_data.json"
+    kept = json.loads(path.read_text())
+    for case in kept["cases"].values():
+        case["fold"] = 1 - case["fold"]
+    path.write_text(json.dumps(kept))
+    folds = [kept["cases"][case.image_id]["fold"] for case in training_set.cases]
+    assert assign_folds(config, run_dir, training_set).tolist() == folds
+
+
+def test_new_images_need_no_training_data(tiny, tmp_path, monkeypatch):
+    run_dir = begin(tiny)
+    before = sorted(path for path in run_dir.rglob("*"))
+    new = tmp_path / "new images"
+    new.mkdir()
+    for name in ("a.png", "b.jpg", "b.png"):
+        save_image(new / name, IMAGE)
+    (new / "c.png").write_bytes(b"no image")
+    shutil.rmtree(tiny)
+    config = make_config(run="a", predict_folder=str(new), submission_columns="id,rle")
+    assert open_run(config) == run_dir and sorted(path for path in run_dir.rglob("*")) == before
+    dataset, unreadable = drop_unreadable(make_new_dataset(config, run_dir))
+    assert [case.image_id for case in dataset.cases] == ["a", "b.jpg", "b.png"]
+    assert unreadable.keys() == {"c"} and "cannot identify" in unreadable["c"]
+    with pytest.raises(FileNotFoundError, match="no images in .*nowhere"):
+        make_new_dataset(make_config(run="a", predict_folder="nowhere"), run_dir)
+
+
+def test_new_images_of_16_bits_are_seen_through_the_windows_of_training(tiny, tmp_path):
+    rng = np.random.default_rng(0)
+    for path in (tiny / "Train" / "Image").iterdir():
+        save_image(path, rng.integers(1000, 3000, (30, 40), np.uint16))
+    run_dir = begin(tiny)
+    (tmp_path / "new").mkdir()
+    save_image(tmp_path / "new" / "a.png", np.full((5, 5), 2000, np.uint16))
+    window = make_dataset(make_config(run="a"), "train").window
+    assert make_new_dataset(make_config(run="a", predict_folder="new"), run_dir).window == window
+    given = make_config(run="a", predict_folder="new", window_low=0, window_high=9)
+    assert make_new_dataset(given, run_dir).window == (0, 9)
 
 
 def test_a_data_set_and_a_network_are_made_as_the_config_says(phantom):
@@ -281,10 +467,11 @@ def test_the_window_of_16_bit_images_comes_from_training_images(tiny):
 def test_a_window_may_be_given_later_where_training_used_none(tiny):
     settings = {"data_root": str(tiny), "run": "later"}
     run_dir = open_run(make_config(**settings))
-    config = make_config_of_run(run="later", window_low=0, window_high=5000)
+    (run_dir / "fold0").mkdir()
+    config = make_config(run="later", window_low=0, window_high=5000)
     assert open_run(config) == run_dir and make_dataset(config, "test").window == (0, 5000)
     save_image(tiny / "Train/Image/case_1.png", np.arange(1200, dtype=np.uint16).reshape(30, 40))
-    with pytest.raises(ValueError, match="other settings .window_low: got 0, stored None; window_high"):
+    with pytest.raises(ValueError, match="other settings .window_low: got 0.0, stored None; window_high"):
         open_run(config)
 
 

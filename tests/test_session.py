@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ctseg.contest import A0
 from ctseg.data import Case, find_cases
 from ctseg.files import write_csv, write_json, write_text
 from kaggle_kernel.session import attach_run, tidy_run
@@ -19,16 +20,59 @@ def working(tmp_path, monkeypatch, tiny):
     return tmp_path / "working"
 
 
-def test_an_attached_run_is_copied_once_with_the_data_here(working, tiny):
-    attached = working.parent / "input" / "my-weights" / "runs" / "best"
-    write_json({"data_root": "/elsewhere", "lr": 0.1}, attached / "config.json")
-    write_text("weights", attached / "fold0" / "best_unet_model.pth")
-    assert attach_run("other") is None and not (working / "runs").exists()
+def attach(working, place, run="best", names=("fold0/best_unet_model.pth", "fold0/oof.npz")):
+    """Attach a run's folder at a place below Kaggle's input, read-only."""
+    folder = working.parent / "input" / place
+    write_json({"run": run, "preset": "quick", "encoder": "unet", "lr": 0.1}, folder / "config.json")
+    for name in names:
+        write_text("weights", folder / name)
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["my-weights/runs/best", "my-weights", "datasets/me/weights", "w/best (1)"])
+def test_an_attached_run_is_known_by_its_config_and_copied_once(working, place):
+    attach(working, place)
+    write_json({"architectures": ["Bert"]}, working.parent / "input" / "a-language-model" / "config.json")
     copy = attach_run("best")
     assert copy == working / "runs" / "best"
-    assert json.loads((copy / "config.json").read_text()) == {"data_root": str(tiny), "lr": 0.1}
+    assert json.loads((copy / "config.json").read_text())["lr"] == 0.1
     assert (copy / "fold0" / "best_unet_model.pth").read_text() == "weights"
+    (copy / "fold0" / "history.csv").write_text("it can be written to")
     assert attach_run("best") is None
+
+
+def test_without_an_attached_run_there_is_nothing_to_copy(working):
+    write_json({"architectures": ["Bert"]}, working.parent / "input" / "a-language-model" / "config.json")
+    (working.parent / "input" / "a-language-model" / "weights.pth").write_text("")
+    assert attach_run("best") is None and attach_run("") is None and not (working / "runs").exists()
+
+
+@pytest.mark.parametrize("run", ["other", ""])
+def test_an_attached_run_of_another_name_is_said_so_rather_than_trained_anew(working, run):
+    folder = attach(working, "my-weights")
+    with pytest.raises(ValueError, match=f"run: got '{run}', attached is 'best' in {folder}; pass the name"):
+        attach_run(run)
+    assert attach_run(run, weights=str(folder / "fold0" / "best_unet_model.pth")) is None  # to start from
+    assert not (working / "runs").exists()
+
+
+def test_two_attached_runs_of_one_name_are_refused(working):
+    attach(working, "a")
+    attach(working, "b")
+    with pytest.raises(ValueError, match="'best' in .*input/a, 'best' in .*input/b"):
+        attach_run("best")
+
+
+def test_folds_without_their_run_and_a_run_without_folds_are_refused(working):
+    attach(working, "a", names=("fold0/last.pth",))
+    with pytest.raises(ValueError, match="'best' in .*input/a has no finished fold"):
+        attach_run("best")
+    write_text("weights", working.parent / "input" / "b" / "fold0" / "best_unet_model.pth")
+    with pytest.raises(ValueError, match="b/fold0/best_unet_model.pth is of a fold without its run's config"):
+        attach_run("best")
+    assert not (working / "runs").exists()
 
 
 def make_finished(working, kept):
@@ -53,11 +97,12 @@ def make_finished(working, kept):
 
 def test_only_files_that_somebody_downloads_are_left(working, tiny):
     run_dir = make_finished(working, kept=3)
-    tidy_run(run_dir, find_cases(tiny, "test"))
+    tidy_run(run_dir, find_cases(tiny, "test"), A0)
     left = {path.relative_to(working).as_posix() for path in working.rglob("*") if path.is_file()}
     pictures = {f"runs/best/fold0/val_outputs/epoch_{epoch}/case_0.png" for epoch in (1, 3)}
     names = ("config.json", "submission.csv", "fold0/oof.npz", "fold0/history.csv")
     assert left == {"submission.csv", *(f"runs/best/{name}" for name in names), *pictures}
+    tidy_run(run_dir, find_cases(tiny, "test"), A0)  # again, as in a notebook whose last cell is run twice
 
 
 def test_a_submission_that_is_not_valid_leaves_everything(working, tiny):
@@ -65,5 +110,5 @@ def test_a_submission_that_is_not_valid_leaves_everything(working, tiny):
     before = {path for path in run_dir.rglob("*")}
     other = [Case("another", case.image) for case in find_cases(tiny, "test")]
     with pytest.raises(ValueError, match="missing or unknown ids"):
-        tidy_run(run_dir, other)
+        tidy_run(run_dir, other, A0)
     assert {path for path in run_dir.rglob("*")} == before

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctseg.contest import Contest
 from ctseg.data import Case
 from ctseg.submission import check_submission, decode_rle, encode_rle, write_submission
 
+CONTESTS = [Contest(pixel_order=order, first_pixel=first) for order in "CF" for first in (0, 1)]
 DRAWN = np.array([[0, 1, 1], [1, 0, 0]], bool)
 
 
@@ -23,8 +25,9 @@ DRAWN = np.array([[0, 1, 1], [1, 0, 0]], bool)
     ],
 )
 def test_codes_agree_with_codes_written_by_hand(mask, order, rle):
-    assert encode_rle(mask, order) == rle
-    assert np.array_equal(decode_rle(rle, mask.shape, order), mask)
+    contest = Contest(pixel_order=order)
+    assert encode_rle(mask, contest) == rle
+    assert np.array_equal(decode_rle(rle, mask.shape, contest), mask)
 
 
 def encode_plainly(values: list[int]) -> str:
@@ -42,8 +45,8 @@ def test_random_masks_come_back_and_agree_with_a_slow_encoder():
     for _ in range(300):
         mask = rng.random(rng.integers(1, 18, 2)) < rng.random()
         assert encode_rle(mask) == encode_plainly(mask.ravel().tolist())
-        for order in "CF":
-            assert np.array_equal(decode_rle(encode_rle(mask, order), mask.shape, order), mask)
+        for contest in CONTESTS:
+            assert np.array_equal(decode_rle(encode_rle(mask, contest), mask.shape, contest), mask)
 
 
 INVALID = ["1", "0 2", "1 0", "1 -1", "3 2 1 1", "1 3 2 2", "5 3", "1.5 2", "a b"]
@@ -101,7 +104,7 @@ def test_a_wrong_submission_is_refused_and_replaces_nothing(cases, tmp_path, pre
         ("ID,Mask\r\na b,\r\n", "Windows line ends"),
         ('ID,Mask\n1,\na.b,\n"a,b",\n', "missing or unknown ids .*saved by a spreadsheet"),
         ("ID,Mask\na b,\na b,\na.b,\n", "duplicate ids"),
-        ("ID,Mask\na b\n", "row 2 does not have two columns"),
+        ("ID,Mask\na b\n", "row 2 does not have 2 columns"),
         ('ID,Mask\na b,1 188\na.b,\n"a,b",\n', "ID a b: .*holds 188"),
     ],
 )
@@ -157,10 +160,53 @@ def damage(rng: np.random.Generator, numbers: list[int], size: int) -> None:
                 numbers[place] += int(rng.integers(-2, 3))
 
 
-def test_an_empty_mask_is_written_as_the_contest_says(monkeypatch):
-    monkeypatch.setattr("ctseg.submission.EMPTY_MASK", "-1")
-    assert encode_rle(np.zeros((2, 3), bool)) == "-1" and encode_rle(DRAWN) == "2 3"
-    assert not decode_rle("-1", (2, 3)).any()
+def test_pixels_are_counted_from_where_the_contest_says():
+    contest = Contest(pixel_order="F", first_pixel=0)
+    assert encode_rle(DRAWN, contest) == "1 2 4 1"
+    assert np.array_equal(decode_rle("1 2 4 1", (2, 3), contest), DRAWN)
+    assert decode_rle("5 1", (2, 3), contest)[1, 2]
+    for rle, message in (("6 1", "ends at pixel 6"), ("-1 1", "ascending starts from 0")):
+        with pytest.raises(ValueError, match=message):
+            decode_rle(rle, (2, 3), contest)
+
+
+@pytest.mark.parametrize("empty_mask", ["", "-1", "1 1", "-"])
+def test_an_empty_mask_is_written_as_the_contest_says(empty_mask):
+    contest = Contest(empty_mask=empty_mask)
+    assert encode_rle(np.zeros((2, 3), bool), contest) == empty_mask
+    assert encode_rle(DRAWN, contest) == "2 3"
+    assert not decode_rle(empty_mask, (2, 3), contest).any()
+
+
+@pytest.mark.parametrize(("rle", "empty_mask"), [("", "-1"), (" ", ""), ("-1", "")])
+def test_another_text_for_an_empty_mask_is_refused(rle, empty_mask):
+    with pytest.raises(ValueError, match="run-length code"):
+        decode_rle(rle, (2, 3), Contest(empty_mask=empty_mask))
+
+
+def test_a_submission_has_the_contests_columns_in_their_order(cases, tmp_path):
+    path, mask = tmp_path / "s.csv", MASK.copy()
+    mask[1, :2] = True
+    columns = "img,height={height},w={width},class=1,pixels"
+    numbering = {"pixel_order": "F", "first_pixel": 0, "empty_mask": "-1"}
+    contest = Contest(submission_columns=columns, id_with_extension=True, **numbering)
+    write_submission(path, [("a b", mask), ("a.b", MASK), ("a,b", MASK)], cases, contest)
+    assert path.read_text() == (
+        'img,height,w,class,pixels\na b.png,17,11,1,1 1 18 1\na.b.png,17,11,1,-1\n"a,b.png",17,11,1,-1\n'
+    )
+    for old, new in ((",11,1,-1", ",11,2,-1"), ("17,11", "11,17"), ("1 1 18 1", ""), (".png", "")):
+        text = path.read_text()
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match="s.csv"):
+            check_submission(path, cases, contest)
+        path.write_text(text)
+    check_submission(path, cases, contest)
+
+
+def test_the_code_may_come_before_the_id(cases, tmp_path):
+    contest = Contest(submission_columns="EncodedPixels={mask},ImageId={id}")
+    write_submission(tmp_path / "s.csv", [(case.image_id, MASK) for case in cases], cases, contest)
+    assert (tmp_path / "s.csv").read_text() == 'EncodedPixels,ImageId\n,a b\n,a.b\n,"a,b"\n'
 
 
 @pytest.mark.fuzz
@@ -169,9 +215,10 @@ def test_codes_are_those_of_an_independent_implementation():
     for _ in range(N_MASKS):
         mask = draw_mask(rng)
         for order, flat in (("C", mask.tolist()), ("F", mask.T.tolist())):
-            rle = encode_rle(mask, order)
+            contest = Contest(pixel_order=order)
+            rle = encode_rle(mask, contest)
             assert rle == encode_plainly(list(itertools.chain(*flat)))
-            assert np.array_equal(decode_rle(rle, mask.shape, order), mask)
+            assert np.array_equal(decode_rle(rle, mask.shape, contest), mask)
 
 
 @pytest.mark.fuzz

@@ -113,7 +113,7 @@ def bench_codes() -> None:
 def bench_training(config: Config, minutes: list[float], run_dir: Path) -> None:
     """Train fold 0 for each of `minutes`; print and write validation Dice against training seconds."""
     training_set = load_training_set(make_dataset(config, "train"))
-    fold_of_case = assign_folds(config, training_set)
+    fold_of_case = assign_folds(config, run_dir, training_set)
     rows = []
     figure, (axis,) = new_axes(1, columns=1, size=6, height=4)
     for budget in minutes:

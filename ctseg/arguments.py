@@ -1,0 +1,45 @@
+"""Parameters on a command line, as papermill has them: `-p name value`, `-r name text`, `-f file.yaml`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ctseg.config import check_names, parse_value
+from ctseg.files import read_json
+
+
+def add_parameters(parser: argparse.ArgumentParser) -> None:
+    """Let a parser take parameters."""
+    again = {"action": "append", "default": []}
+    parser.add_argument(
+        "-p", nargs=2, **again, metavar=("NAME", "VALUE"), help="a parameter of the notebooks"
+    )
+    parser.add_argument(
+        "-r", nargs=2, **again, metavar=("NAME", "TEXT"), help="the same, as text in any case"
+    )
+    parser.add_argument(
+        "-f", "--file", type=Path, **again, help="YAML or JSON with parameters, such as a run's config.json"
+    )
+
+
+def read_arguments(given: argparse.Namespace) -> dict[str, Any]:
+    """The parameters that a command line gives, files first, single values over them; None is left out.
+
+    Raises:
+        OSError, ValueError: a file that cannot be read or does not hold names and values, or an unknown name.
+    """
+    parameters = {}
+    for path in given.file:
+        try:
+            is_json = path.suffix == ".json"
+            content = read_json(path) if is_json else yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML or JSON: {error}; write 'name: value' lines") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds {type(content).__name__}, expected 'name: value' lines")
+        parameters |= content
+    parameters |= {name: parse_value(value) for name, value in given.p} | dict(given.r)
+    check_names(parameters)
+    return {name: value for name, value in parameters.items() if value is not None}

@@ -1,0 +1,225 @@
+"""What the tables that come with a contest's data say of its submission, and whether the settings agree."""
+
+import csv
+import math
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from ctseg.contest import Contest
+from ctseg.data import MaskSet, abridge, find_files, find_training_files, printable, read_mask, read_size
+from ctseg.submission import decode_rle, encode_rle, make_reader
+
+_NUMBERINGS = [{"pixel_order": order, "first_pixel": first} for order in "CF" for first in (1, 0)]
+_NAMES_OF_CODES = re.compile(r"mask|rle|pixel|predict|encod|segment|code", re.IGNORECASE)
+_RUNS = re.compile(r"\d+ \d+( \d+ \d+)*")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A CSV file; only the first rows are read if none of them has an image's id."""
+
+    path: Path
+    columns: list[str]
+    rows: list[dict[str, str]]
+    ids: str  # the column of ids, "" if there is none
+    has_extensions: bool = False  # whether ids are file names rather than stems
+
+
+def check_tables(root: Path, contest: Contest, *, limit: int | None = None) -> None:
+    """Check the settings against the tables that come with the data: `*.csv` in `root` or the folder above.
+
+    A table with "sample" in its name is this contest's sample submission if it has its test images or its
+    columns, or lies in `root` and is called a submission. Run-length codes of training masks may be in any
+    table. Other tables are ignored.
+
+    Args:
+        limit: how many codes of a table are compared with their masks, evenly spread; None for all.
+
+    Raises:
+        ValueError: a sample of other ids than the test images, a code of another mask than its image's, or a
+            table in another format than the submission would have; then the message ends with the parameters
+            that fit.
+    """
+    folders = contest.find_folders(root)
+    images, masks = (
+        {stem: paths[0] for stem, paths in found.items()} for found in find_training_files(folders, contest)
+    )
+    test = {stem: paths[0] for stem, paths in find_files(folders.test_images).items()}
+    told, columns, lines = {}, {}, []
+    for path in sorted([*root.glob("*.csv"), *root.parent.glob("*.csv")]):
+        codes, sample = _read_table(path, images), _read_table(path, test)
+        found = {}
+        if "sample" in path.name.lower() and _is_ours(sample, root, contest):
+            columns = found = _read_sample(sample, test, contest)
+        elif codes.ids and (column := _find_codes(codes, contest)):
+            found = _read_codes(codes, column, masks, contest, limit)
+            if len(codes.columns) == 2 and set(codes.columns) != set(contest.read_columns()):
+                found |= {"submission_columns": f"{codes.ids},{column}"}
+            told |= found
+        differing = {name: value for name, value in found.items() if value != getattr(contest, name)}
+        if differing:
+            lines.append(f"{path} has {_describe(differing)}")
+    told = {name: value for name, value in (told | columns).items() if value != getattr(contest, name)}
+    if told:
+        parameters = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in told.items())
+        settings = _describe({name: getattr(contest, name) for name in told})
+        raise ValueError(f"{', '.join(lines)}, but the settings say {settings}; pass {parameters}")
+
+
+def _read_table(path: Path, images: Mapping[str, Path]) -> _Table:
+    """Read a table; its ids are in the column in which most of the first rows name an image."""
+    names = {printable(image.name) for image in images.values()}
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+            reader = make_reader(file)
+            columns, rows = list(reader.fieldnames or ()), list(islice(reader, 100))
+            hits = {name: sum(row[name] in names or row[name] in images for row in rows) for name in columns}
+            ids = max(hits, key=hits.get, default="")
+            if not hits.get(ids):
+                return _Table(path, columns, rows, "")
+            rows += reader
+    except csv.Error:  # not a table after all
+        return _Table(path, [], [], "")
+    return _Table(path, columns, rows, ids, any(row[ids] in names - images.keys() for row in rows))
+
+
+def _is_ours(table: _Table, root: Path, contest: Contest) -> bool:
+    """Whether a table that is called a sample is this contest's sample submission."""
+    is_called_so = table.path.parent == root and "submission" in table.path.name.lower()
+    return bool(table.ids or table.columns == list(contest.read_columns()) or is_called_so)
+
+
+def _read_sample(table: _Table, test: Mapping[str, Path], contest: Contest) -> dict:
+    """The columns and the kind of ids of a sample submission.
+
+    Raises:
+        ValueError: its ids are not the test images', or a column has values that the kit cannot know.
+    """
+    is_usual = table.columns == list(contest.read_columns())
+    usual_ids = {value: name for name, value in contest.read_columns().items()}["{id}"]
+    ids = table.ids or (usual_ids if is_usual else next(iter(table.columns), ""))
+    expected = {printable(image.name) if table.has_extensions else stem for stem, image in test.items()}
+    if test and (odd := {row[ids] for row in table.rows} ^ expected):
+        raise ValueError(
+            f"{table.path}: its ids and the test images differ in {abridge(map(str, odd))}; get the missing "
+            "files, or the contest's data again"
+        )
+    found = {"id_with_extension": table.has_extensions} if test else {}
+    return (
+        found if is_usual else found | {"submission_columns": _derive_columns(replace(table, ids=ids), test)}
+    )
+
+
+def _derive_columns(table: _Table, images: Mapping[str, Path]) -> str:
+    """A table's columns as a parameter."""
+    others = [name for name in table.columns if name != table.ids]
+    named = [name for name in others if _NAMES_OF_CODES.search(name)] or others
+    entries = {}
+    for name in table.columns:
+        if name == table.ids:
+            entries[name] = "{id}"
+        elif name == named[-1]:
+            entries[name] = "{mask}"
+        else:
+            entries[name] = _find_value(table, name, images)
+    own = [value for value in entries.values() if value in ("{id}", "{mask}")]
+    is_plain = own == ["{id}", "{mask}"]
+    return ",".join(
+        name if is_plain and value in own else f"{name}={value}" for name, value in entries.items()
+    )
+
+
+def _find_value(table: _Table, name: str, images: Mapping[str, Path]) -> str:
+    """What a column holds: `{height}` or `{width}` of the images, or the same in all rows.
+
+    Raises:
+        ValueError: neither.
+    """
+    by_name = {printable(image.name): image for image in images.values()} | dict(images)
+    rows = [row for row in table.rows if row[table.ids] in by_name][:50]
+    sizes = [read_size(by_name[row[table.ids]]) for row in rows]
+    for axis, side in enumerate(("{height}", "{width}")):
+        if rows and all(row[name] == str(size[axis]) for row, size in zip(rows, sizes)):
+            return side
+    values = {row[name] for row in table.rows}
+    if len(values) == 1:
+        return values.pop()
+    raise ValueError(
+        f"{table.path}: the column {name} differs from row to row; expected an id, a code, a constant, the "
+        f"image's height or width; pass -p submission_columns with a value for it, such as 'ID,{name}=1,Mask'"
+    )
+
+
+def _find_codes(table: _Table, contest: Contest) -> str | None:
+    """The column of a table that holds run-length codes, if one does."""
+    usual = {value: name for name, value in contest.read_columns().items()}["{mask}"]
+    for name in table.columns:
+        texts = [row[name] or "" for row in table.rows[:100]]
+        if name == usual or any(map(_RUNS.fullmatch, texts)):
+            return name
+    return None
+
+
+def _read_codes(
+    table: _Table, column: str, masks: Mapping[str, Path], contest: Contest, limit: int | None
+) -> dict:
+    """How codes of training masks number pixels, and write an empty mask.
+
+    Ids with several rows, one for each region or class, are left out.
+
+    Raises:
+        ValueError: a code is that of another mask, or codes number pixels in different ways.
+    """
+    counts, mask_set = Counter(row[table.ids] for row in table.rows), MaskSet(list(masks.values()))
+    stems = {row[table.ids]: _find_stem(row[table.ids], masks) for row in table.rows}
+    rows = [row for row in table.rows if stems[row[table.ids]] and counts[row[table.ids]] == 1]
+    usual = {name: getattr(contest, name) for name in ("pixel_order", "first_pixel")}
+    fitting, empty = [usual, *(numbering for numbering in _NUMBERINGS if numbering != usual)], None
+    for row in rows[:: math.ceil(len(rows) / limit) if limit and rows else 1]:
+        mask, code = read_mask(masks[stems[row[table.ids]]], mask_set), row[column] or ""
+        if not mask.any() and (code == "1 1" or not _RUNS.fullmatch(code)):
+            empty = code
+            continue
+        found = [numbering for numbering in fitting if _fits(code, mask, replace(contest, **numbering))]
+        if not found:
+            raise ValueError(
+                f"{table.path}, {table.ids} {row[table.ids]}: a run-length code of another mask, in any "
+                "order; fix the table or the mask, or remove the table"
+            )
+        fitting = found
+    found = {} if empty is None else {"empty_mask": empty}
+    return (found | fitting[0]) if rows else {}
+
+
+def _find_stem(name: str, masks: Mapping[str, Path]) -> str | None:
+    """The stem of an image by its id, with or without an extension; None if it has no mask."""
+    return next((stem for stem in (name, name.rpartition(".")[0]) if stem in masks), None)
+
+
+def _fits(code: str, mask: np.ndarray, contest: Contest) -> bool:
+    """Whether a code is a mask's."""
+    if code == encode_rle(mask, contest):
+        return True
+    try:
+        return np.array_equal(decode_rle(code, mask.shape, contest), mask)
+    except ValueError:
+        return False
+
+
+def _describe(found: Mapping) -> str:
+    """Some of a contest's facts in words."""
+    words = {
+        "submission_columns": lambda value: f"the columns {value}",
+        "id_with_extension": lambda value: f"ids {'with' if value else 'without'} an extension",
+        "pixel_order": lambda value: f"codes {'row by row' if value == 'C' else 'column by column'}",
+        "first_pixel": lambda value: f"a first pixel {value}",
+        "empty_mask": lambda value: f"{value!r} for an empty mask",
+    }
+    return ", ".join(words[name](value) for name, value in found.items())

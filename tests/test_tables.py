@@ -1,0 +1,174 @@
+"""What a contest's own tables say of its submission, and data sets like those of public contests."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+from formats import FORMATS, write_format
+from PIL import Image
+
+from ctseg.config import Config, fill_settings, parse_value
+from ctseg.contest import A0, Contest
+from ctseg.data import find_cases, read_mask
+from ctseg.submission import check_submission, encode_rle, write_submission
+from ctseg.tables import check_tables
+
+NEEDED = {"mask_suffix": "_mask"}  # what no table can tell
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def contest(request, tmp_path_factory):
+    """(name, root, true test masks) of a data set like a public contest's."""
+    root = tmp_path_factory.mktemp(request.param)
+    return request.param, root, write_format(request.param, root, n_train=6)
+
+
+def make(parameters: dict) -> Config:
+    return Config(**fill_settings(parameters))
+
+
+def read_advice(error: Exception) -> dict:
+    """The parameters that an error advises."""
+    words = shlex.split(str(error).rpartition("; pass ")[2])
+    assert words[::3] == ["-p"] * (len(words) // 3)
+    given = {name: parse_value(value) for name, value in zip(words[1::3], words[2::3])}
+    return {name: getattr(make(given), name) for name in given}
+
+
+def needed(name: str) -> dict:
+    return {key: value for key, value in FORMATS[name].items() if key in NEEDED}
+
+
+def test_the_format_is_derived_and_its_parameters_are_printed(contest):
+    name, root, _ = contest
+    with pytest.raises(ValueError, match="but the settings say") as caught:
+        check_tables(root, make(needed(name)))
+    assert read_advice(caught.value) == {k: v for k, v in FORMATS[name].items() if k not in NEEDED}
+    check_tables(root, make(needed(name) | read_advice(caught.value)))
+
+
+def test_the_contests_images_become_a_submission_that_its_codes_agree_with(contest, tmp_path):
+    name, root, truth = contest
+    config = make(FORMATS[name])
+    train, test = find_cases(root, "train", config), find_cases(root, "test", config)
+    assert len(train) == 6 and [case.image_id for case in test] == list(truth)
+    assert not read_mask(train[2].mask, train[2].mask_set).any()
+    predictions = [
+        (stem, mask if index else np.zeros_like(mask)) for index, (stem, mask) in enumerate(truth.items())
+    ]
+    write_submission(tmp_path / "s.csv", predictions, test, config)
+    check_submission(tmp_path / "s.csv", test, config)
+    header, first, *_ = (tmp_path / "s.csv").read_text().splitlines()
+    assert header == config.submission_columns
+    assert first == f"{test[0].image.name if config.id_with_extension else 'te_000'},{config.empty_mask}"
+    # The training masks, written as a submission would be, are the contest's own codes.
+    codes = (root / "train_codes.csv").read_text().splitlines()[1:]
+    ours = [encode_rle(read_mask(case.mask, case.mask_set), config) for case in train]
+    assert ours == [line.partition(",")[2] for line in codes]
+
+
+@pytest.mark.parametrize("wrong", [{"pixel_order": "C"}, {"first_pixel": 0}, {"empty_mask": "1 1"}])
+def test_a_wrong_numbering_is_found_by_the_codes_alone(tmp_path, wrong):
+    write_format("ships", tmp_path, n_train=6, sample=False)
+    with pytest.raises(ValueError, match="but the settings say") as caught:
+        check_tables(tmp_path, make(FORMATS["ships"] | wrong))
+    (name,) = wrong
+    assert read_advice(caught.value) == {name: FORMATS["ships"].get(name, 1)}
+
+
+def test_codes_alone_tell_the_columns_too_and_a_sample_alone_its_own(tmp_path):
+    for folder, tables in (("codes", {"sample": False}), ("sample", {"codes": False})):
+        write_format("salt", tmp_path / folder, n_train=4, **tables)
+        with pytest.raises(ValueError, match="the columns id,rle_mask, ") as caught:
+            check_tables(tmp_path / folder, A0)
+        assert read_advice(caught.value)["submission_columns"] == "id,rle_mask"
+        assert ("pixel_order" in read_advice(caught.value)) == (folder == "codes")
+
+
+def test_a_few_codes_are_enough_for_a_look_before_training(tmp_path):
+    write_format("salt", tmp_path, n_train=8, n_test=1)
+    lines = (tmp_path / "train_codes.csv").read_text().splitlines()
+    lines[2] = lines[2].partition(",")[0] + ",1 5"
+    (tmp_path / "train_codes.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="train_codes.csv, id tr_001: a run-length code of another mask"):
+        check_tables(tmp_path, make(FORMATS["salt"]))
+    check_tables(tmp_path, make(FORMATS["salt"]), limit=4)  # the first, the third …
+    with pytest.raises(ValueError, match="-p pixel_order F"):
+        check_tables(tmp_path, make(FORMATS["salt"] | {"pixel_order": "C"}), limit=4)
+
+
+def write(root, name, text):
+    (root / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "expected"),
+    [
+        ("id,rle", "case_9,1 1", "id,rle"),
+        ("ImageId,Height,Width,Rle", "case_9,30,40,", "ImageId,Height={height},Width={width},Rle"),
+        ("id,class,predicted", "case_9,lesion,", "id,class=lesion,predicted"),
+        ("EncodedPixels,ImageId", "1 1,case_9", "EncodedPixels={mask},ImageId={id}"),
+        ("case,Usage,answer", "case_9,Public,x", "case,Usage=Public,answer"),
+    ],
+)
+def test_other_columns_are_derived_from_a_sample(tiny, header, row, expected):
+    write(tiny, "sample_submission.csv", f"{header}\n{row}\n")
+    with pytest.raises(ValueError, match="but the settings say the columns ID,Mask") as caught:
+        check_tables(tiny, A0)
+    assert read_advice(caught.value) == {"submission_columns": expected}
+    check_tables(tiny, make(read_advice(caught.value)))
+
+
+def test_a_column_that_the_kit_cannot_know_is_said_so(tiny):
+    Image.new("RGB", (40, 30)).save(tiny / "Test" / "Image" / "case_8.png")
+    write(tiny, "sample_submission.csv", "id,fold,rle\ncase_8,1,\ncase_9,2,\n")
+    with pytest.raises(ValueError, match="column fold differs from row to row.*such as 'ID,fold=1,Mask'"):
+        check_tables(tiny, A0)
+
+
+@pytest.mark.parametrize("place", [".", ".."])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("samples_clinical_2019.csv", "patient;age\n1;44\n"),
+        ("sample_metadata.csv", "patient,age\n1,44\n"),
+        ("metadata.csv", "image,age\ncase_1,44\ncase_2,51\n"),
+        ("empty_sample.csv", ""),
+    ],
+)
+def test_tables_of_other_things_are_ignored(tiny, place, name, text):
+    write(tiny / place, name, text)
+    check_tables(tiny, A0)
+
+
+def test_another_contests_sample_in_the_folder_above_is_ignored(tiny):
+    write(tiny.parent, "sample_submission_of_ships.csv", "ImageId,EncodedPixels\nabc.jpg,1 1\n")
+    check_tables(tiny, A0)
+    write(
+        tiny, "sample_submission.csv", "ImageId,EncodedPixels\nabc.jpg,1 1\n"
+    )  # next to the data it is ours
+    with pytest.raises(ValueError, match="its ids and the test images differ in abc.jpg, case_9 .2."):
+        check_tables(tiny, A0)
+
+
+def test_rows_of_several_regions_or_classes_are_no_contradiction(tiny):
+    write(tiny, "train.csv", "ID,Mask\ncase_1,1 1\ncase_1,5 1\n")
+    check_tables(tiny, A0)
+
+
+@pytest.mark.parametrize("code", ["-1", "1 1", ""])
+def test_the_text_of_an_empty_mask_is_derived(tiny, code):
+    Image.new("L", (40, 30)).save(tiny / "Train" / "Mask" / "case_1.png")
+    write(tiny, "train.csv", f"ID,Mask\ncase_1,{code}\n")
+    if code:
+        with pytest.raises(ValueError, match=f"pass -p empty_mask '?{re.escape(code)}'?$"):
+            check_tables(tiny, A0)
+    check_tables(tiny, Contest(empty_mask=code))
+
+
+def test_without_test_images_a_sample_still_tells_the_columns(tiny):
+    (tiny / "Test" / "Image" / "case_9.jpg").unlink()
+    write(tiny, "sample_submission.csv", "id,rle\nx,\n")
+    with pytest.raises(ValueError, match="pass -p submission_columns id,rle$"):
+        check_tables(tiny, A0)
