@@ -161,9 +161,8 @@ def _find_data(config: Config) -> Path:
     try:
         return find_data_root(last, config)
     except FileNotFoundError:
-        found = find_data_root("", config)
-        print(f"the data of {config.run} were in {last}; found in {found}", flush=True)
-        return found
+        print(f"the data of {config.run} are no longer in {last}; looking for them", flush=True)
+        return find_data_root("", config)
 
 
 def _name_run(config: Config) -> str:

@@ -105,6 +105,35 @@ def test_the_unpacked_module_is_the_module_and_workers_find_it(built, tmp_path):
     assert (unpacked / session).read_text() == (REPOSITORY / session).read_text()
 
 
+def test_the_kernel_follows_the_contest(clone, call, tmp_path):
+    (tmp_path / "contest.yaml").write_text(
+        "slug: another-contest\nsubmission_columns: id,rle\nfirst_pixel: 0\n"
+    )
+    status, printed = call(build, "-f", tmp_path / "contest.yaml")
+    assert status == 0, printed
+    metadata = json.loads((clone / "built" / "kernel-metadata.json").read_text())
+    assert metadata["competition_sources"] == ["another-contest"]
+    cells = nbformat.read(clone / "built" / "ctseg.ipynb", as_version=4).cells
+    assert cells[0].source.startswith("# another-contest: from the data")
+    (parameters,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    assert parameters.endswith('slug = "another-contest"\nsubmission_columns = "id,rle"\nfirst_pixel = 0')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds NoneType"),
+        ("- a\n- b\n", "holds list"),
+        ("a: b: c", "is not YAML"),
+        ("lrr: 1", "did you mean 'lr'"),
+    ],
+)
+def test_a_file_that_holds_no_parameters_is_refused(call, tmp_path, text, message):
+    (tmp_path / "best.yaml").write_text(text)
+    status, printed = call(build, "-f", tmp_path / "best.yaml")
+    assert status == 1 and message in printed
+
+
 def test_parameters_are_in_the_one_parameters_cell(clone, call, tmp_path):
     (tmp_path / "best.yaml").write_text("lr: 0.002\ntta: flips\ndata_root: /home/somebody/data\n")
     (tmp_path / "config.json").write_text('{"weight_decay": 1e-05, "lr": 0.1}')

@@ -1,6 +1,7 @@
 """The way to Kaggle and back, by Kaggle's real client and a server of our own."""
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def output_of(submission):
 def test_a_finished_kernels_output_is_fetched_and_checked(clone, call, server, built, tiny, submission):
     server.answers = output_of(submission)
     status, printed = call(client, "output", "--data", tiny)
-    assert status == 0 and "valid" in printed, printed
+    assert status == 0 and printed.endswith("valid; to submit it: make submit RUN=kaggle\n"), printed
     assert (clone / "runs" / "kaggle" / "submission.csv").read_text() == submission
     server.answers = output_of("ID,Mask\ncase_9,1 5000\n")
     status, printed = call(client, "output", "--data", tiny)
@@ -99,6 +100,68 @@ def test_a_kernel_that_failed_or_still_runs_has_no_output(clone, call, server, b
     server.answers = {"GetKernelSessionStatus": status}
     status, printed = call(client, "output", "--data", tiny)
     assert status == 1 and message in printed and "did not succeed" in printed
+
+
+def test_the_run_of_a_kernel_comes_home_and_replaces_none(clone, call, server, built, tiny, submission):
+    files = {"submission.csv": submission, "runs/home/submission.csv": submission}
+    config = {"run": "home", "preset": "quick", "submission_columns": "ID,Mask", "slug": "another-contest"}
+    files |= {"runs/home/config.json": json.dumps(config), "runs/home/fold0/oof.npz": "first"}
+    server.answers = output_of(submission) | {
+        "ListKernelSessionOutput": {
+            "files": [{"url": f"{URL}/{name.replace('/', '-')}", "fileName": name} for name in files],
+            "log": "[]",
+        }
+    }
+    server.answers |= {name.replace("/", "-"): text.encode() for name, text in files.items()}
+    status, printed = call(client, "output", "--data", tiny)
+    assert status == 0 and printed.endswith("valid; to submit it: make submit RUN=home\n"), printed
+    run_dir = clone / "runs" / "home"
+    assert (run_dir / "fold0" / "oof.npz").read_text() == "first"
+    upload = {"token": "t", "createUrl": f"{URL}/upload"}
+    server.answers |= {
+        "StartSubmissionUpload": upload,
+        "CreateSubmission": {"message": "Successfully submitted"},
+    }
+    assert call(client, "submit", "--run", "home", "--data", tiny)[0] == 0
+    assert server.received["CreateSubmission"]["competitionName"] == "another-contest"  # the run's own
+    server.answers["runs-home-fold0-oof.npz"] = b"second"
+    status, printed = call(client, "output", "--data", tiny)
+    assert status == 0 and "home exists and is left as it is; the kernel's run of that name is in" in printed
+    assert (run_dir / "fold0" / "oof.npz").read_text() == "first"
+    assert (clone / "runs/kaggle/runs/home/fold0/oof.npz").read_text() == "second"
+
+
+def test_a_contest_of_notebooks_gets_the_version_that_was_pushed_last(clone, call, server, built):
+    arguments = ("submit", "--run", "none", "-p", "notebooks_only", "True", "-p", "slug", "hidden-contest")
+    (clone / "kaggle_kernel" / "pushed.json").unlink(missing_ok=True)
+    status, printed = call(client, *arguments)
+    assert status == 1 and "none was pushed from here; make push first" in printed
+    server.answers = {
+        "SaveKernel": SAVED,
+        "GetKernelSessionStatus": {"status": "COMPLETE"},
+        "CreateCodeSubmission": {"message": "Successfully submitted to the contest"},
+    }
+    call(client, "push")
+    status, printed = call(client, *arguments)
+    assert status == 0 and "takes notebooks only: submitting version 3 of somebody/ctseg-seg" in printed, (
+        printed
+    )
+    sent = server.received["CreateCodeSubmission"]
+    assert (sent["competitionName"], sent["fileName"]) == ("hidden-contest", "submission.csv")
+    assert (sent["kernelOwner"], sent["kernelSlug"]) == ("somebody", "ctseg-segmentation")
+    assert sent["kernelVersion"] == 3
+    server.answers["GetKernelSessionStatus"] = {"status": "RUNNING"}
+    assert call(client, *arguments)[0] == 1
+
+
+def test_a_contest_that_takes_no_files_is_said_to_take_kernels(clone, call, server, tiny, submission):
+    path = clone / "runs" / "file" / "submission.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(submission)
+    message = "Submission not allowed: This competition only accepts Submissions from Notebooks."
+    server.answers = {"StartSubmissionUpload": (400, {"code": 400, "message": message})}
+    status, printed = call(client, "submit", "--run", "file", "--data", tiny)
+    assert status == 1 and "make submit ARGS='-p notebooks_only True'" in printed.splitlines()[-1], printed
 
 
 def test_a_submission_is_checked_then_submitted_with_run_and_commit(clone, call, server, tiny, submission):
@@ -124,6 +187,8 @@ def test_a_submission_is_checked_then_submitted_with_run_and_commit(clone, call,
     status, printed = call(client, "submit", "--run", "best", "--data", tiny)
     assert status == 1 and "missing or unknown ids" in printed and server.received == {}
     assert "no " in call(client, "submit", "--run", "none", "--data", tiny)[1]
+    (tiny / "Test" / "Image" / "case_9.jpg").unlink()
+    assert "no test images here" in call(client, "submit", "--run", "best", "--data", tiny)[1]
 
 
 def test_the_contests_data_is_downloaded_and_found(clone, call, server, tiny):
@@ -135,6 +200,29 @@ def test_the_contests_data_is_downloaded_and_found(clone, call, server, tiny):
     status, printed = call(client, "download")
     assert status == 0 and f"data/{A0.slug}/Dataset" in printed.splitlines()[-1], printed
     assert sorted(path.name for path in (clone / "data" / A0.slug).iterdir()) == ["Dataset"]
+    status, printed = call(client, "download", "-p", "slug", "another-contest")
+    assert status == 0 and "data/another-contest/Dataset" in printed.splitlines()[-1], printed
+    assert server.received["DownloadDataFiles"]["competitionName"] == "another-contest"
     server.answers = {"DownloadDataFiles": (403, {"code": 403, "message": "Forbidden"})}
     status, printed = call(client, "download")
     assert status == 1 and "accept its rules" in printed
+
+
+@pytest.mark.parametrize("damage", ["half", "HTML", "a changed byte", "nothing"])
+def test_an_archive_that_is_not_whole_is_said_so_and_nothing_is_replaced(clone, call, server, tiny, damage):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("Dataset/Train/Image/a.png", bytes(5000))
+    whole = packed.getvalue()
+    content = {"half": whole[:3000], "HTML": b"<html>sign in</html>", "nothing": b""}
+    content |= {"a changed byte": whole[:2000] + b"?" + whole[2001:]}
+    here = clone / "data" / A0.slug / "Dataset" / "Train" / "Image" / "here.png"
+    here.parent.mkdir(parents=True, exist_ok=True)
+    here.write_text("from the download before")
+    server.answers = {"DownloadDataFiles": f"{URL}/bundle/archive.zip", "archive.zip": content[damage]}
+    status, printed = call(client, "download")
+    assert status == 1, printed
+    assert "is not a whole archive" in printed and "delete it, and download again" in printed.splitlines()[-1]
+    assert here.read_text() == "from the download before"
+    assert not list((clone / "data").glob(".partial*"))
+    (clone / "data" / A0.slug / f"{A0.slug}.zip").unlink()

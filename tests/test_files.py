@@ -1,11 +1,14 @@
 """Files are whole or absent, and a folder has one writer."""
 
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
 from conftest import REPOSITORY
 
+from ctseg import files
 from ctseg.files import (
     atomic_path,
     lock_folder,
@@ -70,3 +73,18 @@ def test_rows_and_json_come_back_as_they_were_written(tmp_path):
     content = {"lr": 1e-4, "fold": None, "text": "größer", "list": [1, True]}
     write_json(content, tmp_path / "a.json")
     assert read_json(tmp_path / "a.json") == content
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EBADF", "EINVAL"])
+def test_a_file_system_without_locks_is_used_after_one_line(tmp_path, monkeypatch, capsys, code):
+    def refuse(*_):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    (tmp_path / ".partial-1-x").write_text("perhaps somebody writes it now")
+    files._warn_of_no_locks.cache_clear()
+    for _ in range(2):
+        with lock_folder(tmp_path):
+            pass
+    assert capsys.readouterr().out.count("WARNING: this file system has no locks") == 1
+    assert (tmp_path / ".partial-1-x").exists()

@@ -149,7 +149,15 @@ def test_the_kernel_submits_what_the_notebooks_submit_here(finished, local, phan
 
 def test_only_files_that_are_worth_downloading_are_left(finished):
     left = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
-    expected = {"config.json", "data_check.csv", "cases.csv", "round_trip.csv", "postprocess.json"}
+    expected = {
+        "config.json",
+        "places.json",
+        "training_data.json",
+        "data_check.csv",
+        "cases.csv",
+        "round_trip.csv",
+        "postprocess.json",
+    }
     expected |= {"submission.csv", "summary.json", "examples.png"}
     names = ("best_unet_model.pth", "history.csv", "oof.npz")
     expected |= {f"fold{k}/{name}" for k in (0, 1) for name in names}
@@ -181,6 +189,24 @@ def test_an_attached_run_is_predicted_with_and_not_trained(run_kernel, finished,
     done, working = run_kernel(tmp_path, mounted, run="small", preset="quick")
     assert done.returncode == 0 and " epoch " not in done.stdout, done.stdout
     assert (working / "submission.csv").read_bytes() == (finished / "submission.csv").read_bytes()
+
+
+def test_an_attached_run_predicts_whatever_test_images_there_are(run_kernel, finished, phantom, tmp_path):
+    """As in a contest that takes notebooks only, and runs them again with its hidden test images."""
+    shutil.copytree(finished / "runs" / "small", tmp_path / "input" / "ctseg-weights")
+    hidden = shutil.copytree(phantom, tmp_path / "hidden" / "Dataset")
+    images = sorted((hidden / "Test" / "Image").iterdir())
+    for path in images[3:]:
+        path.unlink()
+    for path in images[:3]:
+        path.rename(path.with_stem(f"hidden_{path.stem}"))
+    done, working = run_kernel(
+        tmp_path, mount(hidden, tmp_path, PLACES["newer"]), run="small", preset="quick"
+    )
+    assert done.returncode == 0 and " epoch " not in done.stdout, done.stdout
+    rows = {row["ID"]: row["Mask"] for row in read_rows(working / "submission.csv")}
+    before = {row["ID"]: row["Mask"] for row in read_rows(finished / "submission.csv")}
+    assert rows == {f"hidden_{path.stem}": before[path.stem] for path in images[:3]}
 
 
 def put_in_the_way(folder: Path, *folds: int) -> None:

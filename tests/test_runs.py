@@ -332,7 +332,8 @@ def test_a_run_and_its_data_may_be_moved(tiny, tmp_path, monkeypatch, capsys):
     (tmp_path / "data").mkdir()
     moved.rename(tmp_path / "data" / "Dataset")
     assert open_run(make_config(**stored)) == run_dir
-    assert f"were in {moved.relative_to(tmp_path)}; found in {tmp_path / 'data'}" in capsys.readouterr().out
+    assert make_config(run="a").data_root == str(tmp_path / "data" / "Dataset")
+    assert f"the data of a are no longer in {moved.relative_to(tmp_path)}" in capsys.readouterr().out
     clone = tmp_path.with_name(f"{tmp_path.name}_moved")
     monkeypatch.chdir("/")
     tmp_path.rename(clone)  # the whole clone, its data below it

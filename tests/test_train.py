@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -23,11 +24,13 @@ from ctseg.train import (
     _time_pace,
     check_budget,
     check_finite,
+    count_batches,
     evaluate_model,
     find_kept,
     fit_steps,
     make_optimizer,
     one_cycle,
+    split_batches,
     split_steps,
     train_model,
 )
@@ -413,3 +416,28 @@ def test_no_two_steps_of_all_epochs_and_folds_draw_alike(training_set, tmp_path,
     for fold in (0, 1):
         train(training_set, tmp_path / str(fold), seed=(7, fold))
     assert len(seeds) == len(set(seeds)) == 2 * 3 * 3
+
+
+def test_an_image_left_over_joins_the_batch_before_so_that_a_map_of_one_pixel_can_be_normalized(
+    training_set, tmp_path
+):
+    seventeen = training_set.select(range(17))
+    size = training_set.images.shape[-1]
+    depth = int(np.log2(size))  # the deepest map has one pixel
+    config = Config(**SETTINGS | {"epochs": 1})
+    learner = Learner(make_model(width=1, depth=depth), config)
+    history = train_model(learner, seventeen, training_set.select([0]), tmp_path / "joined", seed=(0,))
+    assert len(history) == 1 and learner.scheduler.last_epoch == 4
+    for images, batch_size in ((seventeen, 1), (training_set.select([3]), 4)):
+        learner = Learner(make_model(width=1, depth=depth), replace(config, batch_size=batch_size))
+        with pytest.raises(ValueError, match=f"batches of one image of {size} pixels.*larger batch_size"):
+            train_model(learner, images, training_set.select([0]), tmp_path / "single", seed=(0,))
+    assert not (tmp_path / "single").exists()
+
+
+@pytest.mark.parametrize("n", range(1, 14))
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 20])
+def test_batches_hold_every_image_once_and_are_as_many_as_counted(n, batch_size):
+    batches = split_batches(torch.arange(n), batch_size)
+    assert torch.cat(batches).tolist() == list(range(n)) and len(batches) == count_batches(n, batch_size)
+    assert n == 1 or batch_size == 1 or min(map(len, batches)) > 1

@@ -440,7 +440,12 @@ FAULTS = [
         "if config.data_root or places is None",
         "if True or places is None",
     ),
-    ("a place that is no more not searched for", "runs", 'found = find_data_root("", config)', "raise"),
+    (
+        "a place that is no more not searched for",
+        "runs",
+        '        return find_data_root("", config)',
+        "        raise",
+    ),
     (
         "other weights taken for the run's",
         "runs",
