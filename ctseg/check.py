@@ -96,9 +96,8 @@ def check_dataset(root: str | Path, contest: Contest = A0, *, has_window: bool =
     rows = _check_strays(root, folders, [images, mask_files, test_files])
     rows += _check_names(_name(folders.train_images, root), images)
     if folders.train_masks == folders.train_images and not (contest.mask_prefix or contest.mask_suffix):
-        rows += _suggest_ends(mask_folder, images)
-    else:
-        rows += _check_names(mask_folder, mask_files) + _check_pairs(root, folders, images, mask_files)
+        return _merge_rows(rows + _suggest_ends(mask_folder, images))
+    rows += _check_names(mask_folder, mask_files) + _check_pairs(root, folders, images, mask_files)
     if test_files:
         rows += _check_names(_name(folders.test_images, root), test_files)
     else:

@@ -29,7 +29,7 @@ from ctseg.model import UNet, check_encoder, make_model
 from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir, make_portable
 from ctseg.transforms import EvalTransform
 
-_PLACES = "places.json"  # in a run's folder: where its data were, here
+PLACES = "places.json"  # in a run's folder: where its data were, here
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 _HINT = "; if it is a variable of the notebook, begin its name with an underscore, or run 'del {name}'"
 
@@ -154,7 +154,7 @@ def _digest(path: Path) -> str:
 
 def _find_data(config: Config) -> Path:
     """The data root; without an explicit one the run's last place, if data are still there."""
-    places = find_run_dir(config.run) / _PLACES if config.run else None
+    places = find_run_dir(config.run) / PLACES if config.run else None
     if config.data_root or places is None or not places.is_file():
         return find_data_root(config.data_root, config)
     last = read_json(places)["data_root"]
@@ -194,8 +194,8 @@ def open_run(config: Config) -> Path:
     if stored != content:
         write_json(content, run_dir / "config.json")
     places = {"data_root": str(make_portable(Path(config.data_root)))}
-    if not (run_dir / _PLACES).is_file() or read_json(run_dir / _PLACES) != places:
-        write_json(places, run_dir / _PLACES)
+    if not (run_dir / PLACES).is_file() or read_json(run_dir / PLACES) != places:
+        write_json(places, run_dir / PLACES)
     return run_dir
 
 

@@ -9,6 +9,7 @@ from ctseg.data import Case
 from ctseg.files import PARTIAL, read_json
 from ctseg.folds import read_history
 from ctseg.paths import find_run_dir
+from ctseg.runs import PLACES
 from ctseg.submission import check_submission
 from ctseg.train import find_kept
 
@@ -51,8 +52,9 @@ def attach_run(run: str, weights: str | None = None) -> Path | None:
     run_dir = find_run_dir(str(run))
     copy = run_dir.with_name(f"{PARTIAL}{run_dir.name}")
     shutil.rmtree(copy, ignore_errors=True)
-    # The contents alone: attached files are read-only.
-    shutil.copytree(source, copy, copy_function=shutil.copyfile)
+    # The contents alone: attached files are read-only. Where the data were elsewhere means nothing here.
+    ignored = shutil.ignore_patterns(PLACES)
+    shutil.copytree(source, copy, copy_function=shutil.copyfile, ignore=ignored)
     for folder in [copy, *filter(Path.is_dir, copy.rglob("*"))]:
         folder.chmod(0o755)
     return copy.rename(run_dir)
@@ -70,7 +72,7 @@ def _read_name(path: Path) -> str | None:
 def tidy_run(run_dir: Path, test_cases: Sequence[Case], contest: Contest) -> None:
     """Copy the submission next to `runs/` and check it there; then remove the files that nobody downloads.
 
-    That is checkpoints, test masks, and validation pictures except those that 03 shows: of the first epoch
+    That is checkpoints, test masks, where the data were, and validation pictures except those that 03 shows: of the first epoch
     and of the one that was kept.
 
     Raises:
@@ -79,7 +81,7 @@ def tidy_run(run_dir: Path, test_cases: Sequence[Case], contest: Contest) -> Non
     submission = Path(shutil.copy(run_dir / "submission.csv", "submission.csv"))
     check_submission(submission, test_cases, contest)
     shutil.rmtree(run_dir / "predicted_masks", ignore_errors=True)
-    for pattern in ("fold*/last.pth", "**/.lock", f"**/{PARTIAL}*"):
+    for pattern in (PLACES, "fold*/last.pth", "**/.lock", f"**/{PARTIAL}*"):
         for path in list(run_dir.glob(pattern)):
             path.unlink()
     keep = read_json(run_dir / "config.json")["keep"]

@@ -236,7 +236,7 @@ def test_no_data_no_weights_and_no_finished_fold_are_failures(run_kernel, phanto
     assert done.returncode != 0 and "no weights file mobilenet_v2-" in done.stdout
     assert "on Kaggle turn the internet on" in done.stdout and not (working / "submission.csv").exists()
     done, working = run_kernel(tmp_path / "missing", mounted, weights="/kaggle/input/none/none.pth")
-    assert done.returncode != 0 and "no weights file '/kaggle/input/none/none.pth'" in done.stdout
+    assert done.returncode != 0 and "no file '/kaggle/input/none/none.pth'" in done.stdout
     put_in_the_way(tmp_path / "none", 0, 1)
     done, working = run_kernel(tmp_path / "none", mounted, run="small", **SMALL)
     assert done.returncode != 0 and "FileExistsError" in done.stdout

@@ -48,7 +48,7 @@ IMPORTS = {
 KERNEL_IMPORTS = {
     "build": {"arguments", "config", "contest", "files", "model"},
     "client": {"arguments", "contest", "data", "files", "paths", "report", "runs", "submission"},
-    "session": {"contest", "data", "files", "folds", "paths", "submission", "train"},
+    "session": {"contest", "data", "files", "folds", "paths", "runs", "submission", "train"},
 }
 MODULES = sorted(path.stem for path in (REPOSITORY / "ctseg").glob("[!_]*.py"))
 NOTEBOOKS = sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.py"))

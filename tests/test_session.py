@@ -24,7 +24,7 @@ def attach(working, place, run="best", names=("fold0/best_unet_model.pth", "fold
     """Attach a run's folder at a place below Kaggle's input, read-only."""
     folder = working.parent / "input" / place
     write_json({"run": run, "preset": "quick", "encoder": "unet", "lr": 0.1}, folder / "config.json")
-    for name in names:
+    for name in (*names, "places.json"):
         write_text("weights", folder / name)
     for path in [*folder.rglob("*"), folder]:
         path.chmod(path.stat().st_mode & ~0o222)
@@ -39,6 +39,7 @@ def test_an_attached_run_is_known_by_its_config_and_copied_once(working, place):
     assert copy == working / "runs" / "best"
     assert json.loads((copy / "config.json").read_text())["lr"] == 0.1
     assert (copy / "fold0" / "best_unet_model.pth").read_text() == "weights"
+    assert not (copy / "places.json").exists()
     (copy / "fold0" / "history.csv").write_text("it can be written to")
     assert attach_run("best") is None
 
@@ -85,6 +86,7 @@ def make_finished(working, kept):
         "fold0/last.pth",
         "fold0/oof.npz",
         ".lock",
+        "places.json",
         "fold0/.partial-1-x",
     ):
         write_text("", run_dir / name)
