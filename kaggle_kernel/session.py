@@ -72,8 +72,8 @@ def _read_name(path: Path) -> str | None:
 def tidy_run(run_dir: Path, test_cases: Sequence[Case], contest: Contest) -> None:
     """Copy the submission next to `runs/` and check it there; then remove the files that nobody downloads.
 
-    That is checkpoints, test masks, where the data were, and validation pictures except those that 03 shows: of the first epoch
-    and of the one that was kept.
+    That is checkpoints, test masks, where the data were, and validation pictures except those that 03 shows:
+    of the first epoch and of the one that was kept.
 
     Raises:
         OSError, ValueError: the submission is not there, or not valid; nothing is removed.

@@ -151,7 +151,6 @@ def test_only_files_that_are_worth_downloading_are_left(finished):
     left = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
     expected = {
         "config.json",
-        "places.json",
         "training_data.json",
         "data_check.csv",
         "cases.csv",
