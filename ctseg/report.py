@@ -97,7 +97,8 @@ def print_summary(run_dir: Path) -> None:
     for name, reason in summary["failed"].items():
         print(f"{'FAILED, left out':<28} {name}: {reason}")
     print(f"{'applied':<28} {summary['postprocess']}")
-    print(f"{'submission':<28} {run_dir / 'submission.csv'}")
+    if (run_dir / "submission.csv").is_file():  # there may be no test images yet
+        print(f"{'submission':<28} {run_dir / 'submission.csv'}")
     print(f"{'report':<28} {run_dir / 'report.html'}")
 
 

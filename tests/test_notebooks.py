@@ -9,9 +9,11 @@ import sys
 
 import jupytext
 import nbformat
+import numpy as np
 import pytest
 from conftest import REPOSITORY, as_arguments
 from jupytext.compare import compare_notebooks
+from PIL import Image
 
 from ctseg.config import NAMES
 from ctseg.postprocess import PostProcess
@@ -161,6 +163,57 @@ def test_04_runs_alone_with_nothing_but_the_runs_name(workplace, run):
     done = papermill(workplace, *arguments, cwd="notebooks")
     assert done.returncode == 0, done.stderr
     assert (run / "submission.csv").read_bytes() == submission
+
+
+def read_images(folder):
+    """The images of a folder by their names."""
+    return {path.stem: np.asarray(Image.open(path)) for path in folder.glob("*.png")}
+
+
+def test_04_predicts_new_images_as_the_run_does_and_without_its_data(workplace, run, phantom, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    new = tmp_path / "from a colleague"
+    shutil.copytree(phantom / "Test" / "Image", new)
+    (new / "broken.png").write_bytes(b"no image")
+    (run / "places.json").rename(tmp_path / "aside")
+    arguments = [
+        "04_postprocess_submit.ipynb",
+        "out.ipynb",
+        "-r",
+        "run",
+        "007",
+        "-r",
+        "predict_folder",
+        str(new),
+    ]
+    done = papermill(workplace, *arguments, "--log-output", cwd="notebooks")
+    (tmp_path / "aside").rename(run / "places.json")
+    assert done.returncode == 0 and "left out broken: cannot read" in done.stderr, done.stderr
+    out = run / "predictions" / f"{tmp_path.name}_from a colleague"
+    expected, found = read_images(run / "predicted_masks"), read_images(out / "predicted_masks")
+    assert expected.keys() == found.keys() and len(found) == 4
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    assert (out / "submission.csv").read_bytes() == (run / "submission.csv").read_bytes()
+    assert Image.open(out / "examples.png").size > (100, 100)
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert {path: time for path, time in after.items() if out not in path.parents} == before
+
+
+def test_without_test_images_the_run_is_trained_and_validated(workplace, phantom, tmp_path, capsys):
+    root = tmp_path / "Dataset"
+    shutil.copytree(phantom / "Train", root / "Train")
+    settings = {"epochs": 1, "target_size": 32, "width": 2, "data_root": root, "run": "early"}
+    run_dir = workplace / "runs" / "early"
+    for name in (NOTEBOOKS[0], *NOTEBOOKS[2:]):
+        arguments = [f"notebooks/{name}.ipynb", tmp_path / f"{name}.ipynb", *as_arguments(settings)]
+        done = papermill(workplace, *arguments, "--log-output")
+        assert done.returncode == 0, done.stderr
+    assert "no images to predict, so no submission" in done.stderr
+    assert "no test images" in (run_dir / "data_check.csv").read_text()
+    scores = json.loads((run_dir / "summary.json").read_text())["scores"]
+    assert scores["validation, cross-fitted"]["n"] > 0 and "test" not in scores
+    print_summary(run_dir)
+    assert "submission" not in capsys.readouterr().out
 
 
 def test_other_settings_in_a_run_are_refused_and_nothing_touched(workplace, run, small):

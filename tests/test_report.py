@@ -57,6 +57,7 @@ def test_a_summary_names_failed_folds_and_training_seconds(run_dir):
 def test_the_printed_summary_has_every_score_and_failed_fold(run_dir, capsys):
     scores = {"plain": summarize([0.5]), "chosen": summarize([0.8])}
     write_summary(run_dir, scores=scores, postprocess="fill holes")
+    write_text("ID,Mask\n", run_dir / "submission.csv")
     print_summary(run_dir)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
