@@ -624,9 +624,12 @@ def _measure_slopes(image: np.ndarray, outlines: np.ndarray) -> np.ndarray:
 
 def _check_duplicates(thumbnails: Mapping[str, np.ndarray]) -> list[dict]:
     """Find nearly the same images among thumbnails (24, 24, 3) by file."""
-    names, rows = list(thumbnails), []
+    names, rows, seen = list(thumbnails), [], set()
     for first, second in find_duplicates(list(thumbnails.values())):
         across = Path(names[first]).parent != Path(names[second]).parent
+        if (second, across) in seen:  # frames of a video have many; one of each kind is enough
+            continue
+        seen.add((second, across))
         remedy = "they are kept in one fold"
         if across:
             remedy = "its train mask is nearly the answer; do not count on its score"

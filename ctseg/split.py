@@ -103,8 +103,8 @@ def make_folds(areas: np.ndarray, groups: np.ndarray, n_folds: int, *, seed: int
     fold_of_group = np.empty(len(sizes), int)
     fold_of_group[large] = _deal_by_size(sizes[large], n_folds, rng)
     n_images = np.bincount(fold_of_group[large], weights=sizes[large], minlength=n_folds)
-    # Without large groups, folds are equal in groups: near-duplicates make them differ by few images.
-    weights = sizes[others] if len(large) else np.ones_like(others)
+    # Pairs and triples of near-duplicates do not make folds unequal; a patient's images do.
+    weights = sizes[others] if sizes.max() > _FEW else np.ones_like(others)
     shares = _share_out(weights.sum(), n_images)
     fold_of_group[others] = _deal_by_shares(weights, shares, rng)
     return fold_of_group[group]
@@ -155,13 +155,16 @@ def _join_duplicates(training_set: TrainingSet, units: np.ndarray, n_folds: int)
     joined = connected_components(graph, directed=False)[1]
     if n_folds == 1:
         n_folds = _count_tenths(len(sizes))
-    limit = max(math.ceil(len(units) / n_folds), _FEW)
-    is_chain = (np.bincount(joined, weights=sizes) > limit) & (np.bincount(joined) > 1)
+    fold_size, n_cut = max(len(units) / n_folds, _FEW), 0
+    is_chain = (np.bincount(joined, weights=sizes) > math.ceil(fold_size)) & (np.bincount(joined) > 1)
     for number in np.flatnonzero(is_chain):
         members = np.flatnonzero(joined == number)
         members = members[reverse_cuthill_mckee(graph[members][:, members])]  # neighbors stay near
+        # Cut where folds would be full if all chains were one, so that pieces fill folds of equal size.
+        middles = n_cut + np.cumsum(sizes[members]) - sizes[members] / 2
+        pieces = (middles // fold_size).astype(int)
         n_images = sizes[members].sum()
-        pieces = _cut(sizes[members], limit, n_pieces=math.ceil(n_images * n_folds / len(units)))
+        n_cut += n_images
         joined[members] = joined.max() + 1 + pieces
         first = training_set.cases[np.flatnonzero(np.isin(units, members))[0]].image_id
         print(
@@ -181,22 +184,6 @@ def _link_duplicates(training_set: TrainingSet, units: np.ndarray) -> csr_array:
     ]
     pairs, n_units = units[_find_pairs(thumbnails)], units.max() + 1
     return csr_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n_units, n_units))
-
-
-def _cut(sizes: np.ndarray, limit: int, n_pieces: int) -> np.ndarray:
-    """Cut a row of units into pieces of about equal numbers of images; return each unit's piece (n,).
-
-    Args:
-        sizes: the images of each unit (n,).
-        limit: the most images in a piece of several units.
-        n_pieces: how many pieces to make; more where that takes it to keep the limit.
-    """
-    ends = np.cumsum(sizes)
-    while True:
-        pieces = (2 * ends - sizes) * n_pieces // (2 * ends[-1])  # by the unit's middle
-        if np.all((np.bincount(pieces, weights=sizes) <= limit) | (np.bincount(pieces) <= 1)):
-            return pieces
-        n_pieces += 1
 
 
 def make_thumbnail(values: np.ndarray) -> np.ndarray:

@@ -81,15 +81,23 @@ def test_folds_have_like_sizes_and_areas_and_keep_groups_together():
 
 @pytest.mark.parametrize(
     ("largest", "n_images", "n_folds"),
-    [(1, 203, 5), (1, 7, 5), (2, 203, 5), (4, 60, 10), (4, 862, 5), (10, 203, 5), (43, 862, 5), (3, 100, 2)],
+    [(1, 203, 5), (1, 7, 5), (2, 203, 5), (4, 60, 10), (4, 862, 5), (3, 100, 2)],
 )
-def test_without_large_groups_they_are_dealt_in_rounds(largest, n_images, n_folds):
+def test_groups_of_a_few_are_dealt_in_rounds(largest, n_images, n_folds):
     rng = np.random.default_rng(n_images)
     groups = make_groups(rng.integers(1, largest + 1, n_images))[:n_images]
     areas = rng.random(n_images) * (rng.random(n_images) > 0.2)
     for seed in (0, 42):
         expected = deal_in_rounds(areas, groups, n_folds, seed)
         assert np.array_equal(make_folds(areas, groups, n_folds, seed=seed), expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_of_many_patients_have_like_numbers_of_images(seed):
+    rng = np.random.default_rng(seed)
+    groups = make_groups(rng.integers(1, 20, 80))
+    in_folds = np.bincount(make_folds(rng.random(len(groups)), groups, 5, seed=seed))
+    assert np.ptp(in_folds) <= 20
 
 
 @pytest.mark.parametrize(
@@ -216,6 +224,14 @@ def test_a_film_is_cut_into_pieces_of_neighbors_no_larger_than_a_fold(
     assert np.ptp(np.bincount(folds)) <= 1
 
 
+def test_films_of_equal_length_fill_folds_of_equal_size():
+    training_set = gather([frame for seed in range(3) for frame in make_film(seed, 30)])
+    folds = split_cases(training_set, n_folds=5, split="stratified", seed=0)
+    assert np.bincount(folds).tolist() == [18] * 5
+    apart = sum(np.count_nonzero(np.diff(folds[start : start + 30])) for start in (0, 30, 60))
+    assert apart == 4  # the cuts between five folds
+
+
 def test_each_chain_has_its_line_and_the_other_duplicates_stay_together(capsys):
     singles = make_singles(30)
     training_set = gather(make_film(0, 20) + singles + make_film(1, 20) + [singles[3][::-1]])
@@ -239,11 +255,9 @@ def test_a_group_is_never_cut_and_near_duplicates_join_groups(capsys):
 
 @pytest.mark.parametrize(
     ("sizes", "n_singles", "n_folds", "n_pieces"),
-    [([6, 6, 6, 6, 6, 10], 0, 4, 6), ([5, 6, 9], 2, 2, 2), ([9, 6, 5], 2, 2, 2), ([25, 1, 1, 1], 12, 5, 2)],
+    [([6, 6, 6, 6, 6, 10], 0, 4, 4), ([5, 6, 9], 2, 2, 2), ([9, 6, 5], 2, 2, 2), ([25, 1, 1, 1], 12, 5, 2)],
 )
-def test_groups_in_a_chain_are_cut_into_pieces_no_larger_than_a_fold(
-    sizes, n_singles, n_folds, n_pieces, capsys
-):
+def test_groups_in_a_chain_are_cut_into_pieces_of_about_a_fold(sizes, n_singles, n_folds, n_pieces, capsys):
     training_set = gather(make_film(0, sum(sizes)) + make_singles(n_singles))
     labels = np.repeat(np.arange(len(sizes)), sizes).tolist() + [None] * n_singles
     split_cases(training_set, n_folds=n_folds, split="stratified", seed=0, groups=labels)

@@ -90,8 +90,8 @@ FAULTS = [
     (
         "near-duplicates split",
         "split",
-        "areas, groups = training_set.areas, _group_duplicates(training_set)",
-        "areas, groups = training_set.areas, np.arange(len(training_set))",
+        "areas, together = training_set.areas, _join_duplicates(training_set, units, n_folds)",
+        "areas, together = training_set.areas, units",
     ),
     ("mirrored duplicates split", "split", "for step in (1, -1):", "for step in (1,):"),
     (
@@ -509,6 +509,33 @@ FAULTS = [
     ("two data sets, the first taken", "paths", "if len(roots) > 1:", "if False:"),
     ("two layouts, the first taken", "contest", "if len({images for images, _ in whole}) > 1:", "if False:"),
     ("the mask's suffix ignored", "data", "if name.startswith(start) and name.endswith(end)]", "]"),
+    (
+        "groups forgotten",
+        "split",
+        "_number_labels([None] * len(training_set) if groups is None else groups)",
+        "np.arange(len(training_set))",
+    ),
+    ("groups forgotten by the run", "folds", "seed=config.seed, groups=groups", "seed=config.seed"),
+    (
+        "a chain of near-duplicates in one fold",
+        "split",
+        "joined[members] = joined.max() + 1 + pieces",
+        "pass",
+    ),
+    (
+        "a chain cut anywhere",
+        "split",
+        "members[reverse_cuthill_mckee(graph[members][:, members])]",
+        "members[::-1][np.argsort(members % 3)]",
+    ),
+    ("the first fold whatever its size", "split", "numbers[[0, nearest]] = nearest, 0", "pass"),
+    ("only near-duplicates of one block", "split", "for j in range(i, n, _BLOCK):", "for j in [i]:"),
+    (
+        "a bound that prunes too much",
+        "split",
+        "_DUPLICATE_CORRELATION - _ROUNDING",
+        "_DUPLICATE_CORRELATION + 0.006",
+    ),
     ("a batch of one image", "train", "if whole and len(last) == 1 < batch_size:", "if False:"),
     (
         "a folder that cannot be locked refused",
