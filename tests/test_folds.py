@@ -1,5 +1,7 @@
 """Folds one after the other and side by side, and what is decided on their out-of-fold predictions."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -238,3 +240,33 @@ def test_test_masks_are_of_the_mean_and_of_the_image_size(run):
         assert masks[case.image_id].shape == expected.shape == letterbox.original_size
         assert np.mean(masks[case.image_id] != expected) < 0.001
     assert list(masks) == [case.image_id for case in dataset.cases]
+
+
+@pytest.mark.parametrize("group", [r"_\d(\d)", "groups.csv"])
+def test_groups_stay_in_one_fold_and_are_looked_for_once(phantom, tmp_path, make_run, group):
+    root = tmp_path / "Dataset"
+    shutil.copytree(phantom / "Train", root / "Train")
+    tens = {case.image_id: case.image_id[-2] for case in find_cases(root, "train")}  # train_0xy: x
+    (root / "groups.csv").write_text("".join(f"{name}.jpg,{ten}\n" for name, ten in tens.items()))
+    config, run_dir = make_run("grouped", data_root=str(root), group=group)
+    training_set = load_training_set(make_dataset(config, "train"))
+    folds = assign_folds(config, run_dir, training_set)
+    assert set(zip(tens.values(), folds.tolist())) == {(ten, folds[10 * int(ten)]) for ten in "012"}
+    (run_dir / "fold0").mkdir()
+    (root / "groups.csv").unlink()
+    assert assign_folds(config, run_dir, training_set).tolist() == folds.tolist()
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "message"),
+    [
+        ("(", ValueError, "parameter group: '.' is not a regular expression"),
+        ("^x", ValueError, "parameter group: '.x' finds nothing"),
+        ("none.csv", FileNotFoundError, "no file 'none.csv'"),
+    ],
+)
+def test_groups_that_cannot_be_are_said_so_before_training(make_run, group, error, message):
+    config, run_dir = make_run("none", group=group)
+    with pytest.raises(error, match=message):
+        train_folds(config, run_dir)
+    assert not (run_dir / "fold0").exists()
