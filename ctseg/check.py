@@ -18,9 +18,8 @@ from scipy import ndimage
 
 from ctseg.arguments import add_parameters, read_arguments
 from ctseg.config import Config, fill_settings
-from ctseg.contest import A0, Contest, Folders
+from ctseg.contest import A0, IMAGE_SUFFIXES, Contest, Folders
 from ctseg.data import (
-    IMAGE_SUFFIXES,
     Case,
     MaskSet,
     abridge,

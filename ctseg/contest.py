@@ -7,6 +7,7 @@ from pathlib import Path
 
 # Where Kaggle mounts the data that is attached; CTSEG_KAGGLE_INPUT names another folder, for trials.
 KAGGLE_INPUT = Path(os.environ.get("CTSEG_KAGGLE_INPUT", "/kaggle/input"))
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 TEST_MASKS = "test_masks"  # next to the data root, where they are known; a contest hides them
 
 # Usual folders of a data set, of training images with their masks and of test images; letter case does not
@@ -114,7 +115,8 @@ class Contest:
             if images and images.is_dir():
                 is_clear = self.train_images or "/" in usual_images
                 pairs.append((images, masks or root / usual_masks, is_clear))
-        whole = [(images, masks) for images, masks, _ in pairs if _has_files(images) and _has_files(masks)]
+        whole = [(images, masks) for images, masks, _ in pairs if _has_images(images) and _has_images(masks)]
+        whole = [pair for pair in whole if pair[0] != pair[1]] or whole
         found = whole or [(images, masks) for images, masks, is_clear in pairs if is_clear]
         if not found:
             looked_for = self.train_images or "Train/Image, train/images, images or the like"
@@ -123,14 +125,14 @@ class Contest:
                 f"no training images in {looked_for} of {root}, which has {present}; pass its folders as "
                 "-p train_images, -p train_masks and -p test_images"
             )
-        if len({images for images, _ in whole}) > 1:
-            listed = " and ".join(sorted({str(images.relative_to(root)) for images, _ in whole}))
+        if len(set(whole)) > 1:
+            listed = (f"{images.relative_to(root)} with {masks.relative_to(root)}" for images, masks in whole)
             raise ValueError(
-                f"{root} has more than one folder of training images, {listed}; pass -p train_images (and -p "
-                "train_masks)"
+                f"{root} has more than one set of training images: {', '.join(dict.fromkeys(listed))}; pass "
+                "-p train_images and -p train_masks"
             )
         test = [known[name.lower()] for name in _TEST_FOLDERS if name.lower() in known]
-        usual_test = next(filter(_has_files, test), root / _TEST_FOLDERS[0])
+        usual_test = next(filter(_has_images, test), root / _TEST_FOLDERS[0])
         return Folders(*found[0], root / self.test_images if self.test_images else usual_test)
 
 
@@ -144,6 +146,6 @@ def _find_subfolders(root: Path) -> Iterator[str]:
         yield from (f"{folder.name}/{below.name}" for below in sorted(folder.glob("*/")))
 
 
-def _has_files(folder: Path) -> bool:
-    """Whether a folder directly contains files."""
-    return folder.is_dir() and any(path.is_file() for path in folder.iterdir())
+def _has_images(folder: Path) -> bool:
+    """Whether a folder directly contains images."""
+    return folder.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())

@@ -17,12 +17,11 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ctseg.contest import A0, Contest, Folders
+from ctseg.contest import A0, IMAGE_SUFFIXES, Contest, Folders
 from ctseg.masks import describe_mask, find_border_color, find_levels, measure_difference
 from ctseg.transforms import EvalTransform, Letterbox
 
 EXIF_ORIENTATION = 0x0112
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 # Formats that are read, whatever the file's name says. For some others Pillow would start a program.
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
 

@@ -12,9 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from ctseg.config import NAMES, Config, check_names, fill_settings
-from ctseg.contest import KAGGLE_INPUT
+from ctseg.contest import IMAGE_SUFFIXES, KAGGLE_INPUT
 from ctseg.data import (
-    IMAGE_SUFFIXES,
     Case,
     SegmentationDataset,
     find_cases,

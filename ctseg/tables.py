@@ -53,7 +53,7 @@ def check_tables(root: Path, contest: Contest, *, limit: int | None = None) -> N
     )
     test = {stem: paths[0] for stem, paths in find_files(folders.test_images).items()}
     told, columns, lines = {}, {}, []
-    for path in sorted([*root.glob("*.csv"), *root.parent.glob("*.csv")]):
+    for path in sorted([*root.glob("*.csv"), *filter(Path.is_file, root.parent.glob("*.csv"))]):
         codes, sample = _read_table(path, images), _read_table(path, test)
         found = {}
         if "sample" in path.name.lower() and _is_ours(sample, root, contest):

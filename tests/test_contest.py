@@ -53,9 +53,20 @@ def test_folders_that_are_named_win(tmp_path):
 
 def test_two_usual_layouts_at_once_are_refused(tmp_path):
     lay_out(tmp_path, "images", "masks", "train/images", "train/masks")
-    with pytest.raises(ValueError, match="of training images, images and train/images; pass"):
+    with pytest.raises(ValueError, match="images: train/images with train/masks, images with masks; pass"):
         A0.find_folders(tmp_path)
     assert Contest(train_images="images", train_masks="masks").find_folders(tmp_path)
+
+
+def test_two_folders_of_masks_are_refused_and_other_files_are_none(tmp_path):
+    lay_out(tmp_path, "images", "masks")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1")
+    assert A0.find_folders(tmp_path).train_masks == tmp_path / "masks"
+    lay_out(tmp_path, "labels")
+    with pytest.raises(ValueError, match="images with masks, images with labels; pass"):
+        A0.find_folders(tmp_path)
+    assert Contest(train_masks="labels").find_folders(tmp_path).train_masks == tmp_path / "labels"
 
 
 def test_what_is_there_instead_of_a_data_set_is_said(tmp_path):

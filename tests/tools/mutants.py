@@ -507,7 +507,7 @@ FAULTS = [
     ),
     ("a constant column unchecked", "submission", "if row != (right :=", "if False and (right :="),
     ("two data sets, the first taken", "paths", "if len(roots) > 1:", "if False:"),
-    ("two layouts, the first taken", "contest", "if len({images for images, _ in whole}) > 1:", "if False:"),
+    ("two layouts, the first taken", "contest", "if len(set(whole)) > 1:", "if False:"),
     ("the mask's suffix ignored", "data", "if name.startswith(start) and name.endswith(end)]", "]"),
     (
         "groups forgotten",
