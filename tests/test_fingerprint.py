@@ -1,0 +1,108 @@
+"""What a run was trained on: changed data are refused, and the folds are drawn once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import save_image, write_pair
+from PIL import Image
+
+from ctseg.data import load_training_set
+from ctseg.fingerprint import read_folds, read_window
+from ctseg.folds import assign_folds
+from ctseg.runs import make_config, make_dataset, open_run
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path, monkeypatch):
+    """Work in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def begin(data_root: Path, run: str = "a") -> Path:
+    """A run that has begun to train on a data set."""
+    config = make_config(run=run, data_root=str(data_root), target_size=32, n_folds=2)
+    run_dir = open_run(config)
+    assign_folds(config, run_dir, load_training_set(make_dataset(config, "train")))
+    (run_dir / "fold0").mkdir()
+    return run_dir
+
+
+def remove(root):
+    for kind in ("Image", "Mask"):
+        (root / "Train" / kind / "case_1.png").unlink()
+
+
+def rename(root):
+    for kind in ("Image", "Mask"):
+        (root / "Train" / kind / "case_1.png").rename(root / "Train" / kind / "case_1b.png")
+
+
+def correct(root):
+    path = root / "Train" / "Mask" / "case_1.png"
+    save_image(path, np.roll(np.asarray(Image.open(path)), 1, axis=0))  # as many pixels as before
+
+
+def resize(root):
+    for kind in ("Image", "Mask"):
+        path = root / "Train" / kind / "case_1.png"
+        Image.open(path).resize((41, 30)).save(path)
+
+
+def add(root):
+    write_pair(root, "case_0b", IMAGE, IMAGE[..., 0])
+
+
+CHANGES = {
+    "a pair removed": (remove, "'case_1' is missing .1 of 4"),
+    "a pair renamed": (rename, "'case_1' is missing .2 of 5"),
+    "a pair added": (add, "'case_0b' is new .1 of 5"),
+    "a mask corrected": (correct, "'case_1' has another mask .1 of 4"),
+    "an image of another size": (resize, "'case_1' is 30 × 41, and was 30 × 40"),
+}
+IMAGE = np.random.default_rng(5).integers(0, 2, (30, 40, 3), np.uint8) * 255
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_data_that_changed_under_a_run_are_refused_before_anything_is_written(tiny, change):
+    run_dir = begin(tiny)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    damage, message = CHANGES[change]
+    damage(tiny)
+    config = make_config(run="a", data_root=str(tiny))
+    with pytest.raises(ValueError, match=f"trained on other data: {message}.*another run name"):
+        open_run(config)
+    with pytest.raises(ValueError, match="trained on other data"):
+        assign_folds(config, run_dir, load_training_set(make_dataset(config, "train")))
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_mask_that_is_only_saved_again_is_the_same(tiny):
+    run_dir = begin(tiny)
+    path = tiny / "Train" / "Mask" / "case_1.png"
+    Image.open(path).save(path, compress_level=0)
+    assert open_run(make_config(run="a", data_root=str(tiny))) == run_dir
+    Image.fromarray(np.asarray(Image.open(path)) // 255).save(path)  # 0 and 1
+    assert open_run(make_config(run="a", data_root=str(tiny))) == run_dir
+
+
+def test_the_folds_of_a_run_are_drawn_once(tiny):
+    run_dir = begin(tiny)
+    config = make_config(run="a", data_root=str(tiny))
+    training_set = load_training_set(make_dataset(config, "train"))
+    path = run_dir / "training_data.json"
+    kept = json.loads(path.read_text())
+    for case in kept["cases"].values():
+        case["fold"] = 1 - case["fold"]
+    path.write_text(json.dumps(kept))
+    folds = [kept["cases"][case.image_id]["fold"] for case in training_set.cases]
+    assert assign_folds(config, run_dir, training_set).tolist() == folds
+
+
+def test_a_run_keeps_nothing_before_training(tiny, tmp_path):
+    config = make_config(run="a", data_root=str(tiny))
+    run_dir = open_run(config)
+    assert read_folds(run_dir, make_dataset(config, "train").cases) is None and read_window(run_dir) is None
+    remove(tiny)
+    assert open_run(make_config(run="a", data_root=str(tiny))) == run_dir
