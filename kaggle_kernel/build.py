@@ -41,6 +41,10 @@ _SECRETS = (
 _SUBMISSION = """# The submission
 
 Next to `runs/`, and valid; checkpoints and other files that nobody downloads are removed."""
+_ATTACH = """from kaggle_kernel.session import attach_run, tidy_run
+
+if attach_run(run, weights):
+    preset = None  # what the run says"""
 _UNPACK = f"""import os
 import shutil
 import sys
@@ -68,7 +72,7 @@ def build_kernel(root: Path, parameters: dict) -> NotebookNode:
         *map(_write_file, _sort_by_map(root)),
         new_markdown_cell("## Ready?\n\nThe GPUs; a run of the same name, if one is attached; the settings."),
         new_code_cell("from ctseg.device import check_gpus\n\nprint(check_gpus())"),
-        new_code_cell("from kaggle_kernel.session import attach_run, tidy_run\n\nattach_run(run, weights)"),
+        new_code_cell(_ATTACH),
         new_code_cell("from ctseg.runs import make_config, open_run, read_parameters"),
         _find_cells(notebooks[0], "setup")[1],
         *(cell for notebook in notebooks for cell in _find_body(notebook)),

@@ -15,10 +15,10 @@ from ctseg.train import find_kept
 
 
 def attach_run(run: str, weights: str | None = None) -> Path | None:
-    """Copy the run of that name that is attached below Kaggle's input to `runs/`; return the copy or None.
+    """Copy the run of that name that is attached below Kaggle's input to `runs/`; return its folder, or None.
 
     A run is known by its `config.json`, whatever its folder is called. Its finished folds are used for
-    prediction and not trained again. Nothing is copied where `runs/` has the run already, or where runs are
+    prediction and not trained again. Nothing is copied where `runs/` has the run already, nor where runs are
     attached for the sake of the file `weights`, from which training starts.
 
     Raises:
@@ -26,7 +26,7 @@ def attach_run(run: str, weights: str | None = None) -> Path | None:
             fold, or folds without their run's `config.json`: hours of training are no answer to that.
     """
     if run and find_run_dir(str(run)).exists():
-        return None
+        return find_run_dir(str(run))
     attached = {
         path.parent: name for path in KAGGLE_INPUT.glob("**/config.json") if (name := _read_name(path))
     }

@@ -185,7 +185,7 @@ def test_the_older_mount_will_do_and_a_time_budget_too(run_kernel, phantom, tmp_
 def test_an_attached_run_is_predicted_with_and_not_trained(run_kernel, finished, phantom, tmp_path):
     shutil.copytree(finished / "runs" / "small", tmp_path / "input" / "my-weights" / "runs" / "small")
     mounted = mount(phantom, tmp_path, PLACES["newer"])
-    done, working = run_kernel(tmp_path, mounted, run="small", preset="quick")
+    done, working = run_kernel(tmp_path, mounted, run="small")
     assert done.returncode == 0 and " epoch " not in done.stdout, done.stdout
     assert (working / "submission.csv").read_bytes() == (finished / "submission.csv").read_bytes()
 

@@ -41,7 +41,7 @@ def test_an_attached_run_is_known_by_its_config_and_copied_once(working, place):
     assert (copy / "fold0" / "best_unet_model.pth").read_text() == "weights"
     assert not (copy / "places.json").exists()
     (copy / "fold0" / "history.csv").write_text("it can be written to")
-    assert attach_run("best") is None
+    assert attach_run("best") == copy and (copy / "fold0" / "history.csv").exists()
 
 
 def test_without_an_attached_run_there_is_nothing_to_copy(working):
