@@ -156,7 +156,7 @@ def _find_data(config: Config) -> Path:
     places = find_run_dir(config.run) / PLACES if config.run else None
     if config.data_root or places is None or not places.is_file():
         return find_data_root(config.data_root, config)
-    last = read_json(places)["data_root"]
+    last = read_json(places).get("data_root", "")
     try:
         return find_data_root(last, config)
     except FileNotFoundError:
@@ -185,7 +185,7 @@ def open_run(config: Config) -> Path:
     content = config.stored()
     if stored is not None and any(run_dir.glob("fold*")):
         _check_settings(config, Config(**stored), run_dir)
-        content |= {name: stored[name] for name in ("window_low", "window_high")}
+        content |= {name: stored.get(name) for name in ("window_low", "window_high")}
         if not config.predict_folder:
             check_training_data(run_dir, find_cases(Path(config.data_root), "train", config))
     if config.predict_folder:
@@ -203,7 +203,7 @@ def _check_settings(config: Config, stored: Config, run_dir: Path) -> None:
     settings, kept = config.settings(), stored.settings()
     differing = [name for name, value in settings.items() if value != kept[name]]
     only_window = set(differing) <= {"window_low", "window_high"}
-    if differing and (not only_window or _uses_window(config)):
+    if differing and (not only_window or _uses_window(config, run_dir)):
         found = "; ".join(f"{name}: got {settings[name]!r}, stored {kept[name]!r}" for name in differing)
         raise ValueError(
             f"{run_dir} holds a run with other settings ({found}); choose another run name, or pass its name "
@@ -211,8 +211,10 @@ def _check_settings(config: Config, stored: Config, run_dir: Path) -> None:
         )
 
 
-def _uses_window(config: Config) -> bool:
+def _uses_window(config: Config, run_dir: Path) -> bool:
     """Whether training images have 16 bits."""
+    if config.predict_folder:
+        return read_window(run_dir) is not None
     return find_window(find_cases(Path(config.data_root), "train", config)) is not None
 
 

@@ -199,9 +199,7 @@ def test_an_attached_run_predicts_whatever_test_images_there_are(run_kernel, fin
         path.unlink()
     for path in images[:3]:
         path.rename(path.with_stem(f"hidden_{path.stem}"))
-    done, working = run_kernel(
-        tmp_path, mount(hidden, tmp_path, PLACES["newer"]), run="small", preset="quick"
-    )
+    done, working = run_kernel(tmp_path, mount(hidden, tmp_path, PLACES["newer"]), run="small")
     assert done.returncode == 0 and " epoch " not in done.stdout, done.stdout
     rows = {row["ID"]: row["Mask"] for row in read_rows(working / "submission.csv")}
     before = {row["ID"]: row["Mask"] for row in read_rows(finished / "submission.csv")}

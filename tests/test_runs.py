@@ -373,6 +373,20 @@ def test_new_images_of_16_bits_are_seen_through_the_windows_of_training(tiny, tm
     assert make_new_dataset(make_config(run="a", predict_folder="new"), run_dir).window == window
     given = make_config(run="a", predict_folder="new", window_low=0, window_high=9)
     assert make_new_dataset(given, run_dir).window == (0, 9)
+    with pytest.raises(ValueError, match="other settings .window_low: got 0.0, stored None"):
+        open_run(given)  # training saw its images otherwise
+
+
+def test_a_window_may_be_given_for_new_images_of_16_bits_where_training_had_8(tiny, tmp_path):
+    run_dir = begin(tiny)
+    (tmp_path / "new").mkdir()
+    save_image(tmp_path / "new" / "a.png", np.full((5, 5), 2000, np.uint16))
+    shutil.rmtree(tiny)
+    config = make_config(run="a", predict_folder="new", window_low=0, window_high=4000)
+    assert open_run(config) == run_dir
+    assert make_new_dataset(config, run_dir).read(0)[0].max() == 128
+    unreadable = drop_unreadable(make_new_dataset(make_config(run="a", predict_folder="new"), run_dir))[1]
+    assert "needs window_low and window_high" in unreadable["a"]
 
 
 def test_a_data_set_and_a_network_are_made_as_the_config_says(phantom):
