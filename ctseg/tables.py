@@ -148,7 +148,7 @@ def _find_value(table: _Table, name: str, images: Mapping[str, Path]) -> str:
     for axis, side in enumerate(("{height}", "{width}")):
         if rows and all(row[name] == str(size[axis]) for row, size in zip(rows, sizes)):
             return side
-    values = {row[name] for row in table.rows}
+    values = {row[name] or "" for row in table.rows}
     if len(values) == 1:
         return values.pop()
     raise ValueError(

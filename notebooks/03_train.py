@@ -18,6 +18,7 @@
 # fold did not train on).
 
 # %%
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ table([row | {"mean area": training_set.areas[in_fold[row["fold"]]].mean()} for 
 # A U-Net over the encoder; where the hardware has it, it computes in 16 bits.
 
 # %%
-model = make_network(config)
+model = make_network(replace(config, weights=""))  # to look at; training loads the weights it starts from
 millions = sum(p.numel() for p in model.parameters()) / 1e6
 device = find_device()
 print(f"{type(model).__name__}: {millions:.2f} M parameters, on {device} in {choose_precision(device)}")

@@ -165,6 +165,17 @@ def test_04_runs_alone_with_nothing_but_the_runs_name(workplace, run):
     assert (run / "submission.csv").read_bytes() == submission
 
 
+def test_03_of_a_finished_run_needs_no_weights_to_start_from(workplace, run):
+    config = json.loads((run / "config.json").read_text())
+    copy = workplace / "runs" / "copy"
+    shutil.copytree(run, copy)
+    gone = {"run": "copy", "weights": "gone.pth", "weights_digest": "0123456789abcdef"}
+    (copy / "config.json").write_text(json.dumps(config | gone))
+    arguments = ["03_train.ipynb", "out.ipynb", "-p", "run", "copy", "--log-output"]
+    done = papermill(workplace, *arguments, cwd="notebooks")
+    assert done.returncode == 0 and " epoch " not in done.stderr, done.stderr
+
+
 def read_images(folder):
     """The images of a folder by their names."""
     return {path.stem: np.asarray(Image.open(path)) for path in folder.glob("*.png")}
