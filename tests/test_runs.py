@@ -345,6 +345,7 @@ def test_a_run_and_its_data_may_be_moved(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_new_images_need_no_training_data(tiny, tmp_path, monkeypatch):
+    monkeypatch.delenv("CTSEG_DATA")
     run_dir = begin(tiny)
     before = sorted(path for path in run_dir.rglob("*"))
     new = tmp_path / "new images"

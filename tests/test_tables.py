@@ -77,6 +77,17 @@ def test_a_wrong_numbering_is_found_by_the_codes_alone(tmp_path, wrong):
     assert read_advice(caught.value) == {name: FORMATS["ships"].get(name, 1)}
 
 
+@pytest.mark.parametrize("order", "CF")
+def test_codes_that_count_from_0_are_found(tiny, order):
+    masks = {path.stem: read_mask(path) for path in sorted((tiny / "Train" / "Mask").iterdir())}
+    contest = Contest(pixel_order=order, first_pixel=0)
+    rows = [f"{stem},{encode_rle(mask, contest)}" for stem, mask in masks.items()]
+    (tiny / "train.csv").write_text("\n".join(["ID,Mask", *rows]))
+    with pytest.raises(ValueError, match="codes|first pixel") as caught:
+        check_tables(tiny, A0)
+    assert read_advice(caught.value) == ({"pixel_order": "F"} if order == "F" else {}) | {"first_pixel": 0}
+
+
 def test_codes_alone_tell_the_columns_too_and_a_sample_alone_its_own(tmp_path):
     for folder, tables in (("codes", {"sample": False}), ("sample", {"codes": False})):
         write_format("salt", tmp_path / folder, n_train=4, **tables)
