@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ctseg import paths
-from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir
+from ctseg.contest import A0, Contest
+from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir, make_portable
 
 
 @pytest.fixture
@@ -82,3 +83,44 @@ def test_weights_are_found_from_here_and_from_the_repository(repository):
     assert find_file("w.pth") == find_file("../w.pth") == repository / "w.pth"
     (repository / "notebooks" / "w.pth").write_bytes(b"")
     assert find_file("w.pth") == repository / "notebooks" / "w.pth"
+
+
+def test_two_attached_data_sets_are_refused_with_both_names(tiny, repository, monkeypatch):
+    kaggle_input = repository / "input"
+    monkeypatch.setattr("ctseg.paths.KAGGLE_INPUT", kaggle_input)
+    names = ("extra-isic-2018", "my-copy/Dataset")
+    for name in names:
+        shutil.copytree(tiny, kaggle_input / name)
+    (kaggle_input / "weights" / "runs").mkdir(parents=True)
+    with pytest.raises(ValueError, match="data set in .*input/extra-isic-2018, .*my-copy/Dataset"):
+        find_data_root()
+    for name in names:
+        assert find_data_root(kaggle_input / name) == kaggle_input / name
+    mount = kaggle_input / "competitions" / A0.slug / "Dataset"
+    shutil.copytree(tiny, mount)  # the contest's own comes before all others
+    assert find_data_root() == mount
+
+
+def test_another_contests_mount_is_found_by_its_slug_and_layout(tiny, repository, monkeypatch):
+    monkeypatch.setattr("ctseg.paths.KAGGLE_INPUT", repository / "input")
+    mount = repository / "input" / "competitions" / "another"
+    shutil.copytree(tiny / "Train" / "Image", mount / "train")
+    shutil.copytree(tiny / "Train" / "Mask", mount / "train_masks")
+    shutil.copytree(tiny, repository / "input" / "competitions" / A0.slug / "Dataset")
+    assert find_data_root(contest=Contest(slug="another")) == mount
+    assert find_data_root() == repository / "input" / "competitions" / A0.slug / "Dataset"
+
+
+def test_a_folder_that_is_no_data_set_is_described(repository, tiny):
+    (repository / "wrong" / "pictures").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="images in .* of .*wrong, which has pictures; pass"):
+        find_data_root("wrong")
+    for name in ("a", "b"):
+        shutil.copytree(tiny, repository / "both" / name)
+    with pytest.raises(ValueError, match="data set in .*both/a, .*both/b; pass one as data_root"):
+        find_data_root(repository / "both")
+
+
+def test_paths_below_the_repository_are_portable(repository, tmp_path):
+    assert make_portable(repository / "data" / "x") == Path("data/x")
+    assert make_portable(tmp_path / "elsewhere") == tmp_path / "elsewhere"
