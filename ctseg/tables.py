@@ -18,7 +18,7 @@ from ctseg.submission import decode_rle, encode_rle, make_reader
 
 _NUMBERINGS = [{"pixel_order": order, "first_pixel": first} for order in "CF" for first in (1, 0)]
 _NAMES_OF_CODES = re.compile(r"mask|rle|pixel|predict|encod|segment|code", re.IGNORECASE)
-_RUNS = re.compile(r"\d+ \d+( \d+ \d+)*")
+_RUNS = re.compile(r"\s*\d+\s+\d+(\s+\d+\s+\d+)*\s*")
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,8 @@ def check_tables(root: Path, contest: Contest, *, limit: int | None = None) -> N
         found = {}
         if "sample" in path.name.lower() and _is_ours(sample, root, contest):
             columns = found = _read_sample(sample, test, contest)
-        elif codes.ids and (column := _find_codes(codes, contest)):
-            found = _read_codes(codes, column, masks, contest, limit)
-            if len(codes.columns) == 2 and set(codes.columns) != set(contest.read_columns()):
-                found |= {"submission_columns": f"{codes.ids},{column}"}
+        elif codes.ids:
+            found = _read_codes(codes, masks, contest, limit)
             told |= found
         differing = {name: value for name, value in found.items() if value != getattr(contest, name)}
         if differing:
@@ -157,45 +155,68 @@ def _find_value(table: _Table, name: str, images: Mapping[str, Path]) -> str:
     )
 
 
-def _find_codes(table: _Table, contest: Contest) -> str | None:
-    """The column of a table that holds run-length codes, if one does."""
+def _read_codes(table: _Table, masks: Mapping[str, Path], contest: Contest, limit: int | None) -> dict:
+    """The format of a table's codes of training masks; {} if it has none.
+
+    Boxes, sizes and other numbers are no codes: none of them is its mask's. A column that is called as the
+    contest's codes has to hold them, if it holds pairs of numbers at all.
+
+    Raises:
+        ValueError: see `_read_numbering`.
+    """
     usual = {value: name for name, value in contest.read_columns().items()}["{mask}"]
-    for name in table.columns:
-        texts = [row[name] or "" for row in table.rows[:100]]
-        if name == usual or any(map(_RUNS.fullmatch, texts)):
-            return name
-    return None
+    for column in sorted(table.columns, key=lambda name: name != usual):
+        has_runs = any(_RUNS.fullmatch(row[column] or "") for row in table.rows[:100])
+        if has_runs or column == usual:
+            has_to_fit = has_runs and column == usual
+            found = _read_numbering(table, column, masks, contest, limit, has_to_fit)
+            if found is not None:
+                is_whole = len(table.columns) == 2 and set(table.columns) != set(contest.read_columns())
+                return found | ({"submission_columns": f"{table.ids},{column}"} if is_whole else {})
+    return {}
 
 
-def _read_codes(
-    table: _Table, column: str, masks: Mapping[str, Path], contest: Contest, limit: int | None
-) -> dict:
-    """How codes of training masks number pixels, and write an empty mask.
+def _read_numbering(
+    table: _Table,
+    column: str,
+    masks: Mapping[str, Path],
+    contest: Contest,
+    limit: int | None,
+    has_to_fit: bool,
+) -> dict | None:
+    """How codes of training masks number pixels, and write an empty mask; None if no code is its mask's.
 
     Ids with several rows, one for each region or class, are left out.
 
     Raises:
-        ValueError: a code is that of another mask, or codes number pixels in different ways.
+        ValueError: a code is that of another mask, while others are their masks', or the column `has_to_fit`.
     """
     counts, mask_set = Counter(row[table.ids] for row in table.rows), MaskSet(list(masks.values()))
     stems = {row[table.ids]: _find_stem(row[table.ids], masks) for row in table.rows}
     rows = [row for row in table.rows if stems[row[table.ids]] and counts[row[table.ids]] == 1]
     usual = {name: getattr(contest, name) for name in ("pixel_order", "first_pixel")}
     fitting, empty = [usual, *(numbering for numbering in _NUMBERINGS if numbering != usual)], None
+    n_fitting, odd = 0, []
     for row in rows[:: math.ceil(len(rows) / limit) if limit and rows else 1]:
         mask, code = read_mask(masks[stems[row[table.ids]]], mask_set), row[column] or ""
         if not mask.any() and (code == "1 1" or not _RUNS.fullmatch(code)):
             empty = code
             continue
         found = [numbering for numbering in fitting if _fits(code, mask, replace(contest, **numbering))]
-        if not found:
-            raise ValueError(
-                f"{table.path}, {table.ids} {row[table.ids]}: a run-length code of another mask, in any "
-                "order; fix the table or the mask, or remove the table"
-            )
-        fitting = found
-    found = {} if empty is None else {"empty_mask": empty}
-    return (found | fitting[0]) if rows else {}
+        if found:
+            fitting, n_fitting = found, n_fitting + 1
+        else:
+            odd.append(row[table.ids])
+        if len(odd) >= 20 and not n_fitting:
+            break  # these are no codes
+    if odd and (n_fitting or has_to_fit):
+        raise ValueError(
+            f"{table.path}, {table.ids} {odd[0]}: a run-length code of another mask, in any order; fix the "
+            "table or the mask, or remove the table"
+        )
+    if odd or not rows:
+        return None
+    return ({} if empty is None else {"empty_mask": empty}) | fitting[0]
 
 
 def _find_stem(name: str, masks: Mapping[str, Path]) -> str | None:

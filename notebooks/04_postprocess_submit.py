@@ -202,4 +202,5 @@ if validation:
         print(f"FAILED and left out: {name}, {reason}")
 if test:
     check_submission(out_dir / "submission.csv", test.cases, config)
+    print(f"masks in {mask_dir}, a picture of them in {out_dir / 'examples.png'}")
     print(f"{out_dir / 'submission.csv'}: {len(test)} rows, valid")

@@ -77,6 +77,14 @@ def test_a_wrong_numbering_is_found_by_the_codes_alone(tmp_path, wrong):
     assert read_advice(caught.value) == {name: FORMATS["ships"].get(name, 1)}
 
 
+def test_a_table_of_boxes_may_hold_codes_too(tiny):
+    mask = read_mask(tiny / "Train" / "Mask" / "case_1.png")
+    code = encode_rle(mask, Contest(pixel_order="F"))
+    (tiny / "train.csv").write_text(f"image,box,rle\ncase_1,3 4 5 6,{code}\n")
+    with pytest.raises(ValueError, match="pass -p pixel_order F$"):
+        check_tables(tiny, A0)
+
+
 @pytest.mark.parametrize("order", "CF")
 def test_codes_that_count_from_0_are_found(tiny, order):
     masks = {path.stem: read_mask(path) for path in sorted((tiny / "Train" / "Mask").iterdir())}
@@ -145,6 +153,10 @@ def test_a_column_that_the_kit_cannot_know_is_said_so(tiny):
         ("samples_clinical_2019.csv", "patient;age\n1;44\n"),
         ("sample_metadata.csv", "patient,age\n1,44\n"),
         ("metadata.csv", "image,age\ncase_1,44\ncase_2,51\n"),
+        ("metadata.csv", "image,box\ncase_1,3 4 5 6\ncase_2,10 20 3 4\n"),
+        ("metadata.csv", "ID,size\ncase_1,30 40\ncase_2,30 40\n"),
+        ("train.csv", "ID,Mask\ncase_1,Mask/case_1.png\n"),
+        ("train.csv", "ID,Label,Mask\ncase_1,benign,\n"),
         ("empty_sample.csv", ""),
     ],
 )

@@ -202,13 +202,13 @@ FAULTS = [
     (
         "a window refused where training used none",
         "runs",
-        "(not only_window or _uses_window(config))",
+        "(not only_window or _uses_window(config, run_dir))",
         "True",
     ),
     (
         "a window changed under 16-bit training images",
         "runs",
-        "(not only_window or _uses_window(config))",
+        "(not only_window or _uses_window(config, run_dir))",
         "not only_window",
     ),
     ("16-bit test images found after training", "check", "depths == {False} and not has_window", "False"),
@@ -482,8 +482,8 @@ FAULTS = [
     (
         "a code of another mask accepted",
         "tables",
-        "        if not found:\n            raise",
-        "        if False:\n            raise",
+        "if odd and (n_fitting or has_to_fit):",
+        "if False:",
     ),
     (
         "ids with an extension unnoticed",
