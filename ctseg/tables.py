@@ -85,7 +85,8 @@ def _read_table(path: Path, images: Mapping[str, Path]) -> _Table:
             rows += reader
     except csv.Error:  # not a table after all
         return _Table(path, [], [], "")
-    return _Table(path, columns, rows, ids, any(row[ids] in names - images.keys() for row in rows))
+    names -= images.keys()
+    return _Table(path, columns, rows, ids, any(row[ids] in names for row in rows))
 
 
 def _is_ours(table: _Table, root: Path, contest: Contest) -> bool:
@@ -97,14 +98,20 @@ def _is_ours(table: _Table, root: Path, contest: Contest) -> bool:
 def _read_sample(table: _Table, test: Mapping[str, Path], contest: Contest) -> dict:
     """The columns and the kind of ids of a sample submission.
 
+    A contest that takes notebooks only has other test images when it scores.
+
     Raises:
         ValueError: its ids are not the test images', or a column has values that the kit cannot know.
     """
+    if len(table.columns) < 2:
+        raise ValueError(
+            f"{table.path} has the columns {table.columns}; expected ids and codes, with commas between them"
+        )
     is_usual = table.columns == list(contest.read_columns())
     usual_ids = {value: name for name, value in contest.read_columns().items()}["{id}"]
     ids = table.ids or (usual_ids if is_usual else next(iter(table.columns), ""))
     expected = {printable(image.name) if table.has_extensions else stem for stem, image in test.items()}
-    if test and (odd := {row[ids] for row in table.rows} ^ expected):
+    if test and not contest.notebooks_only and (odd := {row[ids] for row in table.rows} ^ expected):
         raise ValueError(
             f"{table.path}: its ids and the test images differ in {abridge(map(str, odd))}; get the missing "
             "files, or the contest's data again"

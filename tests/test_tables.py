@@ -190,6 +190,19 @@ def test_the_text_of_an_empty_mask_is_derived(tiny, code):
     check_tables(tiny, Contest(empty_mask=code))
 
 
+def test_a_contest_that_takes_notebooks_only_may_list_images_that_nobody_has(tiny):
+    write(tiny, "sample_submission.csv", "ID,Mask\ncase_9,\nhidden,\n")
+    with pytest.raises(ValueError, match="its ids and the test images differ in hidden"):
+        check_tables(tiny, A0)
+    check_tables(tiny, Contest(notebooks_only=True))
+
+
+def test_a_sample_of_one_column_is_said_to_lack_the_other(tiny):
+    write(tiny, "sample_submission.csv", "ID;Mask\ncase_9;\n")
+    with pytest.raises(ValueError, match="has the columns .'ID;Mask'.; expected ids and codes, with commas"):
+        check_tables(tiny, A0)
+
+
 def test_without_test_images_a_sample_still_tells_the_columns(tiny):
     (tiny / "Test" / "Image" / "case_9.jpg").unlink()
     write(tiny, "sample_submission.csv", "id,rle\nx,\n")
