@@ -336,10 +336,11 @@ def _describe_names(
     for (old, new), group in rules.items():
         if len(group) > 5 and old:
             what = "masks named {}<id>{} for the image {}<id>{}".format(*old, *new)
+            described = set(group)
             others = [
                 mask
                 for mask in masks
-                if mask not in group and mask.startswith(old[0]) and mask.endswith(old[1])
+                if mask.startswith(old[0]) and mask.endswith(old[1]) and mask not in described
             ]
             is_safe = not others and all(mask == masks[mask][0].stem for mask in group)
             command = f"; in their folder: {_write_rename(old, new)}" if is_safe else ""
