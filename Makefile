@@ -6,12 +6,12 @@ PYTHON3 ?= python3
 VENV ?= .venv
 DATA ?= phantom
 RUN ?= $(if $(filter phantom,$(DATA)),phantom,$(error RUN=name is required with DATA=))
-PRESET ?= quick
 # Not the copies that people make, such as "03_train-Copy1" or "03_train (copy)".
 NOTEBOOKS := $(shell ls notebooks | grep -xE '[0-9][0-9]_[A-Za-z0-9_]+\.ipynb')
 PYTHON = $(VENV)/bin/python
 PAPERMILL = $(VENV)/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
-PARAMETERS = -p preset $(PRESET) -r data_root "$(DATA)" -r run "$(RUN)" $(ARGS)
+# Without PRESET the one of a file in ARGS counts, else the notebooks' own.
+PARAMETERS = $(if $(PRESET),-p preset $(PRESET)) -r data_root "$(DATA)" -r run "$(RUN)" $(ARGS)
 INSTALL = -m pip install --quiet --disable-pip-version-check
 
 # An environment that several clones share never imports the other clone's code.
@@ -44,6 +44,7 @@ check: setup ## what is wrong with DATA, and what to do about it; ARGS as for ru
 
 predict: setup ## masks of all images in IMAGES by the run RUN, into runs/RUN/predictions/; needs no training data
 	$(if $(IMAGES),,$(error IMAGES=folder is required))
+	@test -d "runs/$(RUN)" || { echo "no run runs/$(RUN); there are: $$(ls runs 2>/dev/null | xargs)"; exit 1; }
 	$(PAPERMILL) notebooks/04_postprocess_submit.ipynb "runs/$(RUN)/predict.ipynb" -r run "$(RUN)" -r predict_folder "$(IMAGES)" $(ARGS)
 
 ##@ Kaggle
@@ -96,7 +97,7 @@ mutants: setup ## the fast tests notice each of some ninety faults seeded into c
 	$(PYTHON) tests/tools/mutants.py
 
 bench: setup ## times of this machine, and Dice against training seconds; DATA=, PRESET=, ARGS="--minutes 1 4"
-	$(PYTHON) tests/tools/bench.py --data "$(DATA)" --preset $(PRESET) $(ARGS)
+	$(PYTHON) tests/tools/bench.py --data "$(DATA)" --preset $(or $(PRESET),quick) $(ARGS)
 
 sync: setup ## bring the .ipynb and .py of each pair in step, the newer one wins
 	$(VENV)/bin/jupytext --sync notebooks/*.py

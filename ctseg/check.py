@@ -193,7 +193,7 @@ def _check_names(folder: str, found: Mapping[str, list[Path]]) -> list[dict]:
     foreign = [
         stem
         for stem, (path, *_) in found.items()
-        if stem != os.fsencode(path.stem).decode("utf-8", "replace")  # whatever the locale is
+        if printable(path.stem) != os.fsencode(path.stem).decode("utf-8", "replace")  # whatever the locale is
     ]
     if foreign:
         what = f"names that are not UTF-8, or hold a carriage return: {abridge(foreign)}"

@@ -132,7 +132,9 @@ class Contest:
                 "-p train_images and -p train_masks"
             )
         test = [known[name.lower()] for name in _TEST_FOLDERS if name.lower() in known]
-        usual_test = next(filter(_has_images, test), root / _TEST_FOLDERS[0])
+        images = found[0][0].relative_to(root).as_posix()
+        namesake = images.replace("Train", "Test").replace("train", "test")
+        usual_test = next(filter(_has_images, test), root / (namesake if namesake != images else "test"))
         return Folders(*found[0], root / self.test_images if self.test_images else usual_test)
 
 

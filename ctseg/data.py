@@ -445,7 +445,11 @@ class SegmentationDataset(Dataset):
 
 
 def drop_unreadable(dataset: SegmentationDataset) -> tuple[SegmentationDataset, dict[str, str]]:
-    """A data set without the images that cannot be read, and of each of those why not, {id: reason}."""
+    """A data set without the images that cannot be read, and of each of those why not, {id: reason}.
+
+    Raises:
+        ValueError: none can be read.
+    """
 
     def try_to_read(index: int) -> str:
         try:
@@ -457,6 +461,8 @@ def drop_unreadable(dataset: SegmentationDataset) -> tuple[SegmentationDataset, 
     reasons = list(map_threads(try_to_read, range(len(dataset))))
     cases = [case for case, reason in zip(dataset.cases, reasons) if not reason]
     unreadable = {case.image_id: reason for case, reason in zip(dataset.cases, reasons) if reason}
+    if not cases:
+        raise ValueError(f"none of {len(unreadable)} images can be read; the first: {reasons[0]}")
     return SegmentationDataset(cases, dataset.transform, dataset.window), unreadable
 
 

@@ -161,7 +161,10 @@ def _find_data(config: Config) -> Path:
         return find_data_root(last, config)
     except FileNotFoundError:
         print(f"the data of {config.run} are no longer in {last}; looking for them", flush=True)
+    try:
         return find_data_root("", config)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} (the data of {config.run} were in {last})") from None
 
 
 def _name_run(config: Config) -> str:

@@ -321,7 +321,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add, again = parser.add_argument, {"action": "append", "default": []}
     add_parameters(parser)
-    add("--title", default="ctseg segmentation", help="on Kaggle; its address is made from it")
+    add("--title", help="on Kaggle; its address is made from it; a contest's kernel has its own by default")
     switch = argparse.BooleanOptionalAction
     add("--internet", action=switch, default=True, help="on: torchvision downloads the encoder")
     for name in ("dataset", "model", "kernel"):
@@ -341,7 +341,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         kernel = build_kernel(REPOSITORY, parameters)
         size = _check_kernel(kernel, REPOSITORY)
         slug = parameters.get("slug", A0.slug)
-        metadata = _make_metadata(_find_user(), arguments.title, slug=slug, internet=internet, **sources)
+        title = arguments.title or (
+            "ctseg segmentation" if slug == A0.slug else f"ctseg {slug}"[:50].rstrip("-")
+        )
+        metadata = _make_metadata(_find_user(), title, slug=slug, internet=internet, **sources)
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"kernel not built: {error}")
     path = arguments.out / metadata["code_file"]

@@ -113,6 +113,7 @@ def test_the_kernel_follows_the_contest(clone, call, tmp_path):
     assert status == 0, printed
     metadata = json.loads((clone / "built" / "kernel-metadata.json").read_text())
     assert metadata["competition_sources"] == ["another-contest"]
+    assert metadata["id"] == "somebody/ctseg-another-contest"  # next to that of the first contest
     cells = nbformat.read(clone / "built" / "ctseg.ipynb", as_version=4).cells
     assert cells[0].source.startswith("# another-contest: from the data")
     (parameters,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]

@@ -80,6 +80,10 @@ def test_what_is_there_instead_of_a_data_set_is_said(tmp_path):
 def test_training_needs_no_test_images(tmp_path):
     lay_out(tmp_path, "images", "masks")
     assert len(find_cases(tmp_path, "train")) == 2 and find_cases(tmp_path, "test") == []
+    assert A0.find_folders(tmp_path).test_images == tmp_path / "test"
+    (tmp_path / "images").rename(tmp_path / "train_images")
+    (tmp_path / "masks").rename(tmp_path / "train_masks")
+    assert A0.find_folders(tmp_path).test_images == tmp_path / "test_images"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +115,7 @@ def test_the_check_says_which_parameter_fits_the_masks_names(tmp_path, folder, n
     remedies = [row["remedy"] for row in check_dataset(tmp_path) if row["severity"] == "error"]
     assert any(f"-p {name} {end}" in remedy for remedy in remedies)
     rows = check_dataset(tmp_path, Contest(**{name: end}))
+    assert not any("not UTF-8" in row["problem"] for row in rows)
     assert not [row for row in rows if row["severity"] == "error" and "all masks are" not in row["problem"]]
 
 

@@ -326,7 +326,7 @@ def test_a_run_and_its_data_may_be_moved(tiny, tmp_path, monkeypatch, capsys):
     tiny.rename(moved)
     stored = json.loads((run_dir / "config.json").read_text())
     assert "data_root" not in stored
-    with pytest.raises(FileNotFoundError, match="no data set"):
+    with pytest.raises(FileNotFoundError, match=f"no data set.*the data of a were in {tiny.name}"):
         make_config(run="a")
     for given in ({"run": "a"}, stored):
         assert open_run(make_config(**given, data_root=str(moved))) == run_dir
@@ -359,6 +359,10 @@ def test_new_images_need_no_training_data(tiny, tmp_path, monkeypatch):
     dataset, unreadable = drop_unreadable(make_new_dataset(config, run_dir))
     assert [case.image_id for case in dataset.cases] == ["a", "b.jpg", "b.png"]
     assert unreadable.keys() == {"c"} and "cannot identify" in unreadable["c"]
+    for path in new.glob("[ab].*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="none of 1 images can be read; the first: cannot read .*c.png"):
+        drop_unreadable(make_new_dataset(config, run_dir))
     with pytest.raises(FileNotFoundError, match="no images in .*nowhere"):
         make_new_dataset(make_config(run="a", predict_folder="nowhere"), run_dir)
 
@@ -386,8 +390,8 @@ def test_a_window_may_be_given_for_new_images_of_16_bits_where_training_had_8(ti
     config = make_config(run="a", predict_folder="new", window_low=0, window_high=4000)
     assert open_run(config) == run_dir
     assert make_new_dataset(config, run_dir).read(0)[0].max() == 128
-    unreadable = drop_unreadable(make_new_dataset(make_config(run="a", predict_folder="new"), run_dir))[1]
-    assert "needs window_low and window_high" in unreadable["a"]
+    with pytest.raises(ValueError, match="needs window_low and window_high"):
+        drop_unreadable(make_new_dataset(make_config(run="a", predict_folder="new"), run_dir))
 
 
 def test_a_data_set_and_a_network_are_made_as_the_config_says(phantom):
