@@ -95,6 +95,8 @@ def fetch_output(data_root: str, parameters: Mapping[str, Any]) -> None:
     """
     kernel = _read_metadata()["id"]
     folder = find_run_dir("kaggle")
+    if (folder / "config.json").is_file():
+        raise Refused(f"{folder} is a run of your own, and the output would replace it; rename it first")
     fetched = folder.with_name(f"{PARTIAL}kaggle")
     _call_kaggle("kernels", "status", kernel, expect=r"COMPLETE\b")
     shutil.rmtree(fetched, ignore_errors=True)

@@ -83,7 +83,8 @@ def tidy_run(run_dir: Path, test_cases: Sequence[Case], contest: Contest) -> Non
     shutil.rmtree(run_dir / "predicted_masks", ignore_errors=True)
     for pattern in (PLACES, "fold*/last.pth", "**/.lock", f"**/{PARTIAL}*"):
         for path in list(run_dir.glob(pattern)):
-            path.unlink()
+            if path.name != "last.pth" or (path.parent / "oof.npz").is_file():  # else it resumes from there
+                path.unlink()
     keep = read_json(run_dir / "config.json")["keep"]
     for history in run_dir.glob("fold*/history.csv"):
         kept = find_kept(read_history(history.parent), keep)["epoch"]

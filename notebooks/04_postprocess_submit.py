@@ -64,7 +64,7 @@ fold_dirs = find_folds(run_dir)
 print(f"using {', '.join(fold_dir.name for fold_dir in fold_dirs)} of {config.n_folds}")
 if config.predict_folder:
     validation, test = None, make_new_dataset(config, run_dir)
-    out_dir = run_dir / "predictions" / "_".join(Path(config.predict_folder).resolve().parts[-2:])
+    out_dir = run_dir / "predictions" / "_".join(Path(config.predict_folder).resolve().parts[1:][-2:])
 else:
     train, test, out_dir = make_dataset(config, "train"), make_dataset(config, "test"), run_dir
     check_tables(Path(config.data_root), config, limit=100)
