@@ -1,6 +1,7 @@
 """What differs from contest to contest: its name, its folders, and the format of its submission."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,10 +85,17 @@ class Contest:
         Raises:
             ValueError: not one column of ids and one of codes, or a name twice.
         """
-        entries = [entry.partition("=") for entry in self.submission_columns.split(",")]
+        texts = [text.strip() for text in self.submission_columns.split(",")]
+        entries = [text.partition("=") for text in texts]
         values = [value for _, sign, value in entries if sign]
         plain = [value for value in ("{id}", "{mask}") if value not in values]
         names = [name for name, _, _ in entries]
+        known = {"id", "mask", "height", "width"}
+        if unknown := set(re.findall(r"{(.*?)}", self.submission_columns)) - known:
+            raise ValueError(
+                f"parameter submission_columns: got {{{min(unknown)}}} in {self.submission_columns!r}; "
+                "expected {id}, {mask}, {height}, {width} or plain text"
+            )
         if (
             [sign for _, sign, _ in entries].count("") != len(plain)
             or len(set(names)) < len(names)

@@ -30,6 +30,11 @@ def write_training_data(
     write_json({"window": window, "cases": cases}, run_dir / _NAME)
 
 
+def is_begun(run_dir: Path) -> bool:
+    """Whether a fold of a run has weights, which hold it to its settings and its training data."""
+    return any(run_dir.glob("fold*/*.pth"))
+
+
 def read_folds(run_dir: Path, cases: Sequence[Case]) -> np.ndarray | None:
     """The fold of each case (N,) as the run keeps it; None if it keeps none, as before training.
 

@@ -22,7 +22,7 @@ from ctseg.config import Config
 from ctseg.data import TrainingSet, find_window, load_training_set
 from ctseg.device import find_device
 from ctseg.files import print_anywhere, read_csv, write_text
-from ctseg.fingerprint import read_folds, write_training_data
+from ctseg.fingerprint import is_begun, read_folds, write_training_data
 from ctseg.model import UNet
 from ctseg.paths import find_file
 from ctseg.predict import write_oof
@@ -121,8 +121,7 @@ def assign_folds(config: Config, run_dir: Path, training_set: TrainingSet) -> np
     Raises:
         ValueError: the run was trained on other cases, or they cannot be split as the settings say.
     """
-    is_begun = any(run_dir.glob("fold*"))
-    kept = read_folds(run_dir, training_set.cases) if is_begun else None
+    kept = read_folds(run_dir, training_set.cases) if is_begun(run_dir) else None
     if kept is not None:
         return kept
     groups = _find_groups(config, [case.image_id for case in training_set.cases])
@@ -223,7 +222,9 @@ def read_history(fold_dir: Path) -> list[dict]:
 
 def find_folds(run_dir: Path) -> list[Path]:
     """The folders of a run's trained folds in order; FileNotFoundError if there are none."""
-    finished = filter(_is_finished, run_dir.glob("fold*"))
+    # Not the copies that people make, such as fold0_backup.
+    folders = (path for path in run_dir.glob("fold*") if path.name.removeprefix("fold").isdigit())
+    finished = filter(_is_finished, folders)
     fold_dirs = sorted(finished, key=lambda path: int(path.name.removeprefix("fold")))
     if not fold_dirs:
         raise FileNotFoundError(

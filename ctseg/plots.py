@@ -82,7 +82,7 @@ def _show_case(
     for mask, color in ((true_mask, _TRUE), (pred_mask, _PREDICTED)):
         if mask is not None and mask.any() and not mask.all():
             axis.contour(mask[::every, ::every], levels=[0.5], colors=color, linewidths=1.2)
-    axis.set_title(title, fontsize=8)
+    axis.set_title(title, fontsize=8, parse_math=False)
     axis.axis("off")
 
 

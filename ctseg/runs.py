@@ -23,7 +23,7 @@ from ctseg.data import (
     printable,
 )
 from ctseg.files import read_json, write_json
-from ctseg.fingerprint import check_training_data, read_window
+from ctseg.fingerprint import check_training_data, is_begun, read_window
 from ctseg.model import UNet, check_encoder, make_model
 from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir, make_portable
 from ctseg.transforms import EvalTransform
@@ -177,7 +177,7 @@ def _name_run(config: Config) -> str:
 def open_run(config: Config) -> Path:
     """Return the run's folder with its `config.json`, made if it is new.
 
-    Until a fold is begun its settings may change. A window for 16-bit images is no difference where all
+    Until a fold has weights its settings may change. A window for 16-bit images is no difference where all
     training images have 8 bits: test images may have more, and need one.
 
     Raises:
@@ -186,7 +186,7 @@ def open_run(config: Config) -> Path:
     run_dir = find_run_dir(config.run)
     stored = _read_stored(config.run)
     content = config.stored()
-    if stored is not None and any(run_dir.glob("fold*")):
+    if stored is not None and is_begun(run_dir):
         _check_settings(config, Config(**stored), run_dir)
         content |= {name: stored.get(name) for name in ("window_low", "window_high")}
         if not config.predict_folder:

@@ -53,17 +53,21 @@ def check_tables(root: Path, contest: Contest, *, limit: int | None = None) -> N
     )
     test = {stem: paths[0] for stem, paths in find_files(folders.test_images).items()}
     told, columns, lines = {}, {}, []
-    for path in sorted([*root.glob("*.csv"), *filter(Path.is_file, root.parent.glob("*.csv"))]):
+    has_sample = False
+    for path in sorted([*root.glob("[!.]*.csv"), *filter(Path.is_file, root.parent.glob("[!.]*.csv"))]):
         codes, sample = _read_table(path, images), _read_table(path, test)
         found = {}
         if "sample" in path.name.lower() and _is_ours(sample, root, contest):
             columns = found = _read_sample(sample, test, contest)
+            has_sample = True
         elif codes.ids:
             found = _read_codes(codes, masks, contest, limit)
-            told |= found
         differing = {name: value for name, value in found.items() if value != getattr(contest, name)}
         if differing:
             lines.append(f"{path} has {_describe(differing)}")
+            told |= differing
+    if has_sample:  # it knows the columns better than a table of training codes
+        told.pop("submission_columns", None)
     told = {name: value for name, value in (told | columns).items() if value != getattr(contest, name)}
     if told:
         parameters = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in told.items())
@@ -126,6 +130,8 @@ def _derive_columns(table: _Table, images: Mapping[str, Path]) -> str:
     """A table's columns as a parameter."""
     others = [name for name in table.columns if name != table.ids]
     named = [name for name in others if _NAMES_OF_CODES.search(name)] or others
+    # "ImageId,EncodedPixels,PredictedClass": the name alone does not tell.
+    named = [name for name in named if any(_RUNS.fullmatch(row[name] or "") for row in table.rows)] or named
     entries = {}
     for name in table.columns:
         if name == table.ids:
@@ -148,11 +154,15 @@ def _find_value(table: _Table, name: str, images: Mapping[str, Path]) -> str:
         ValueError: neither.
     """
     by_name = {printable(image.name): image for image in images.values()} | dict(images)
-    rows = [row for row in table.rows if row[table.ids] in by_name][:50]
+    rows = [row for row in table.rows if row[table.ids] in by_name]
     sizes = [read_size(by_name[row[table.ids]]) for row in rows]
-    for axis, side in enumerate(("{height}", "{width}")):
-        if rows and all(row[name] == str(size[axis]) for row, size in zip(rows, sizes)):
-            return side
+    sides = [
+        side
+        for axis, side in enumerate(("{height}", "{width}"))
+        if rows and all(row[name] == str(size[axis]) for row, size in zip(rows, sizes))
+    ]
+    if sides:  # of square images, the name tells
+        return "{width}" if len(sides) == 2 and "w" in name.lower() else sides[0]
     values = {row[name] or "" for row in table.rows}
     if len(values) == 1:
         return values.pop()

@@ -84,7 +84,8 @@ def push() -> None:
     pushed = r"Kernel version (\d+) successfully pushed"
     printed = _call_kaggle("kernels", "push", "-p", FOLDER, expect=pushed, refuse="not valid")
     version = int(re.search(pushed, printed)[1])
-    write_json({"id": metadata["id"], "version": version}, FOLDER / _PUSHED)
+    noted = {"id": metadata["id"], "version": version, "slug": metadata["competition_sources"][0]}
+    write_json(noted, FOLDER / _PUSHED)
     print(f"{metadata['id']} runs; when it is done: make output")
 
 
@@ -121,7 +122,7 @@ def submit(run: str, data_root: str, parameters: Mapping[str, Any]) -> None:
     """
     contest = read_config(**{"run": run} | parameters)
     if contest.notebooks_only:
-        _submit_kernel(contest.slug)
+        _submit_kernel()
         return
     path = find_run_dir(run) / "submission.csv"
     _check_here(path, data_root, contest)
@@ -130,14 +131,14 @@ def submit(run: str, data_root: str, parameters: Mapping[str, Any]) -> None:
     _call_kaggle("competitions", "submit", *options, expect="Successfully submitted")
 
 
-def _submit_kernel(slug: str) -> None:
-    """Submit the version of the kernel that was pushed last; Kaggle runs it again on the hidden images."""
+def _submit_kernel() -> None:
+    """Submit the version of the kernel that was pushed last to its contest, which runs it once more."""
     path = FOLDER / _PUSHED
     if not path.is_file():
         raise Refused(
             "this contest takes versions of kernels, and none was pushed from here; make push first"
         )
-    kernel, version = (read_json(path)[name] for name in ("id", "version"))
+    kernel, version, slug = (read_json(path)[name] for name in ("id", "version", "slug"))
     print(f"this contest takes notebooks only: submitting version {version} of {kernel}", flush=True)
     _call_kaggle("kernels", "status", kernel, expect=r"COMPLETE\b")
     options = ["-c", slug, "-f", "submission.csv", "-k", kernel, "-v", version, "-m", f"{kernel} {version}"]

@@ -134,6 +134,7 @@ def test_files_without_the_suffix_are_no_masks(tmp_path):
         ("id,height={height},rle", {"id": "{id}", "height": "{height}", "rle": "{mask}"}),
         ("rle={mask},id={id}", {"rle": "{mask}", "id": "{id}"}),
         ("rle={mask},id", {"rle": "{mask}", "id": "{id}"}),
+        ("id, rle", {"id": "{id}", "rle": "{mask}"}),
         ("id,note=,rle", {"id": "{id}", "note": "", "rle": "{mask}"}),
     ],
 )
@@ -142,7 +143,9 @@ def test_columns_are_the_id_the_code_and_others_with_their_values(text, columns)
     assert list(found.items()) == list(columns.items())
 
 
-@pytest.mark.parametrize("text", ["", "ID", "ID,Mask,Third", "ID,ID", "ID,Mask,", "ID,Mask,ID=1"])
+@pytest.mark.parametrize(
+    "text", ["", "ID", "ID,Mask,Third", "ID,ID", "ID,Mask,", "ID,Mask,ID=1", "ID,h={Height},Mask"]
+)
 def test_columns_that_cannot_be_are_refused(text):
     with pytest.raises(ValueError, match="submission_columns: got"):
         Contest(submission_columns=text).read_columns()

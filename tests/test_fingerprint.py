@@ -9,6 +9,7 @@ from conftest import save_image, write_pair
 from PIL import Image
 
 from ctseg.data import load_training_set
+from ctseg.files import write_text
 from ctseg.fingerprint import read_folds, read_window
 from ctseg.folds import assign_folds
 from ctseg.runs import make_config, make_dataset, open_run
@@ -25,7 +26,7 @@ def begin(data_root: Path, run: str = "a") -> Path:
     config = make_config(run=run, data_root=str(data_root), target_size=32, n_folds=2)
     run_dir = open_run(config)
     assign_folds(config, run_dir, load_training_set(make_dataset(config, "train")))
-    (run_dir / "fold0").mkdir()
+    write_text("", run_dir / "fold0" / "last.pth")
     return run_dir
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ctseg.data import find_cases, load_training_set
+from ctseg.files import write_text
 from ctseg.folds import assign_folds, find_folds, load_folds, train_folds
 from ctseg.metrics import dice_score
 from ctseg.postprocess import PostProcess, make_mask
@@ -252,7 +253,7 @@ def test_groups_stay_in_one_fold_and_are_looked_for_once(phantom, tmp_path, make
     training_set = load_training_set(make_dataset(config, "train"))
     folds = assign_folds(config, run_dir, training_set)
     assert set(zip(tens.values(), folds.tolist())) == {(ten, folds[10 * int(ten)]) for ten in "012"}
-    (run_dir / "fold0").mkdir()
+    write_text("", run_dir / "fold0" / "last.pth")
     (root / "groups.csv").unlink()
     assert assign_folds(config, run_dir, training_set).tolist() == folds.tolist()
 

@@ -15,6 +15,7 @@ from conftest import save_image, write_pair
 
 from ctseg.config import Config
 from ctseg.data import drop_unreadable, load_training_set
+from ctseg.files import write_text
 from ctseg.folds import assign_folds
 from ctseg.runs import (
     make_config,
@@ -221,7 +222,7 @@ def test_a_run_opens_with_its_own_settings_only(tmp_path):
     assert run_dir == tmp_path / "runs" / "a"  # at the repository root, though the notebook started below it
     written = (run_dir / "config.json").read_text()
     assert open_run(make_config(run="a", epochs=2, fold=0)) == run_dir
-    (run_dir / "fold0").mkdir()
+    write_text("", run_dir / "fold0" / "last.pth")
     with pytest.raises(ValueError, match="other settings .epochs: got 3, stored 2.*choose another run name"):
         open_run(make_config(run="a", epochs=3))
     assert (run_dir / "config.json").read_text() == written
@@ -234,7 +235,7 @@ def test_settings_may_change_until_a_fold_is_begun():
 
 def test_the_format_of_the_submission_may_change_at_any_time():
     run_dir = open_run(make_config(run="a"))
-    (run_dir / "fold0").mkdir()
+    write_text("", run_dir / "fold0" / "last.pth")
     open_run(make_config(run="a", pixel_order="F", submission_columns="id,rle"))
     assert (make_config(run="a").pixel_order, read_config(run="a").submission_columns) == ("F", "id,rle")
 
@@ -256,7 +257,7 @@ def test_a_damaged_config_is_said_to_be(tmp_path, text):
 
 def test_missing_values_come_from_the_run():
     run_dir = open_run(make_config(preset="baseline", run="a", epochs=2, lr=0.5))
-    (run_dir / "fold0").mkdir()
+    write_text("", run_dir / "fold0" / "last.pth")
     config = make_config(preset="quick", data_root="", run="a", lr=None)
     assert (config.preset, config.width, config.epochs, config.lr) == ("baseline", 64, 2, 0.5)
     with pytest.raises(ValueError, match="lr: got 0.1, stored 0.5"):
@@ -280,7 +281,7 @@ def test_a_trained_run_does_not_need_the_weights_it_started_from(tmp_path):
     config = make_config(run="a", weights="w.pth")
     assert config.weights == "notebooks/w.pth" and len(config.weights_digest) == 16
     run_dir = open_run(config)
-    (run_dir / "fold0").mkdir()
+    write_text("", run_dir / "fold0" / "last.pth")
     weights.unlink()
     stored = json.loads((run_dir / "config.json").read_text())
     for given in ({"run": "a"}, stored, {"run": "a", "weights": "notebooks/w.pth"}):
@@ -296,7 +297,7 @@ def test_weights_are_the_same_wherever_their_file_lies(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     run_dir = open_run(make_config(run="a", weights="w.pth"))
-    (run_dir / "fold0").mkdir()
+    write_text("", run_dir / "fold0" / "last.pth")
     open_run(make_config(run="a", weights="moved/w.pth"))
     assert make_config(run="a").weights == "moved/w.pth"
     with pytest.raises(ValueError, match="other settings .weights: got "):
@@ -314,7 +315,7 @@ def begin(data_root: Path, run: str = "a") -> Path:
     config = make_config(run=run, data_root=str(data_root), target_size=32, n_folds=2)
     run_dir = open_run(config)
     assign_folds(config, run_dir, load_training_set(make_dataset(config, "train")))
-    (run_dir / "fold0").mkdir()
+    write_text("", run_dir / "fold0" / "last.pth")
     return run_dir
 
 
@@ -418,7 +419,7 @@ def test_the_window_of_16_bit_images_comes_from_training_images(tiny):
 def test_a_window_may_be_given_later_where_training_used_none(tiny):
     settings = {"data_root": str(tiny), "run": "later"}
     run_dir = open_run(make_config(**settings))
-    (run_dir / "fold0").mkdir()
+    write_text("", run_dir / "fold0" / "last.pth")
     config = make_config(run="later", window_low=0, window_high=5000)
     assert open_run(config) == run_dir and make_dataset(config, "test").window == (0, 5000)
     save_image(tiny / "Train/Image/case_1.png", np.arange(1200, dtype=np.uint16).reshape(30, 40))

@@ -129,6 +129,7 @@ def write(root, name, text):
         ("id,class,predicted", "case_9,lesion,", "id,class=lesion,predicted"),
         ("EncodedPixels,ImageId", "1 1,case_9", "EncodedPixels={mask},ImageId={id}"),
         ("case,Usage,answer", "case_9,Public,x", "case,Usage=Public,answer"),
+        ("ImageId,EncodedPixels,PredictedClass", "case_9,1 1,0", "ImageId,EncodedPixels,PredictedClass=0"),
     ],
 )
 def test_other_columns_are_derived_from_a_sample(tiny, header, row, expected):
@@ -207,4 +208,23 @@ def test_without_test_images_a_sample_still_tells_the_columns(tiny):
     (tiny / "Test" / "Image" / "case_9.jpg").unlink()
     write(tiny, "sample_submission.csv", "id,rle\nx,\n")
     with pytest.raises(ValueError, match="pass -p submission_columns id,rle$"):
+        check_tables(tiny, A0)
+
+
+def test_a_sample_knows_the_columns_better_than_the_training_codes(tiny):
+    code = encode_rle(read_mask(tiny / "Train" / "Mask" / "case_1.png"))
+    write(tiny, "train.csv", f"id,encoding\ncase_1,{code}\n")
+    write(tiny, "sample_submission.csv", "id,predicted\ncase_9,\n")
+    write(tiny, "._sample_submission.csv", "not, what, it, seems\n")
+    with pytest.raises(ValueError, match="pass -p submission_columns id,predicted$") as caught:
+        check_tables(tiny, A0)
+    check_tables(tiny, make(read_advice(caught.value)))
+
+
+def test_a_later_table_does_not_silence_an_earlier_one(tiny):
+    masks = [read_mask(tiny / "Train" / "Mask" / f"case_{index}.png") for index in (1, 2)]
+    codes = [encode_rle(masks[0], Contest(pixel_order="F")), encode_rle(masks[1])]
+    for name, index in (("a", 0), ("b", 1)):
+        write(tiny, f"{name}.csv", f"ID,Mask\ncase_{index + 1},{codes[index]}\n")
+    with pytest.raises(ValueError, match="a.csv has codes column by column.*pass -p pixel_order F"):
         check_tables(tiny, A0)
