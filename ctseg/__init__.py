@@ -8,6 +8,7 @@ What is fixed, what may be set:
     seeds.py        randomness keyed by purpose
     files.py        files that are whole or absent, folders with one writer
     phantom.py      a CT-like data set with known test masks
+    folders.py      a data set's folders, named or usual, and its image files
     paths.py        where things are: repository, data root, a run's folder, a file that is named
 
 The flow, in the order in which an image passes; start reading at `train.train_model`:

@@ -1,13 +1,13 @@
 """Parameters on a command line, as papermill has them: `-p name value`, `-r name text`, `-f file.yaml`."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ctseg.config import check_names, parse_value
-from ctseg.files import read_json
 
 
 def add_parameters(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +33,9 @@ def read_arguments(given: argparse.Namespace) -> dict[str, Any]:
     parameters = {}
     for path in given.file:
         try:
-            is_json = path.suffix == ".json"
-            content = read_json(path) if is_json else yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            text = path.read_text(encoding="utf-8-sig")
+            content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not YAML or JSON: {error}; write 'name: value' lines") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds {type(content).__name__}, expected 'name: value' lines")

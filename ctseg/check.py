@@ -18,14 +18,14 @@ from scipy import ndimage
 
 from ctseg.arguments import add_parameters, read_arguments
 from ctseg.config import Config, fill_settings
-from ctseg.contest import A0, IMAGE_SUFFIXES, Contest, Folders
+from ctseg.contest import A0, Contest
 from ctseg.data import (
     Case,
     MaskSet,
     abridge,
-    find_files,
     find_mask_values,
     find_orientation,
+    find_test_files,
     find_training_files,
     find_window,
     has_deep_colors,
@@ -40,6 +40,7 @@ from ctseg.data import (
     read_size,
 )
 from ctseg.files import print_anywhere
+from ctseg.folders import IMAGE_SUFFIXES, Folders, find_folders
 from ctseg.masks import describe_mask, is_outline
 from ctseg.paths import find_data_root
 from ctseg.split import find_duplicates, make_thumbnail, normalize
@@ -89,9 +90,9 @@ def check_dataset(root: str | Path, contest: Contest = A0, *, has_window: bool =
     "note" needs no action. `has_window` says that a window for 16-bit images is given.
     """
     root = Path(root)
-    folders = contest.find_folders(root)
+    folders = find_folders(root, contest)
     images, mask_files = find_training_files(folders, contest)
-    mask_folder, test_files = _name(folders.train_masks, root), find_files(folders.test_images)
+    mask_folder, test_files = _name(folders.train_masks, root), find_test_files(folders, contest)
     rows = _check_strays(root, folders, [images, mask_files, test_files])
     rows += _check_names(_name(folders.train_images, root), images)
     if folders.train_masks == folders.train_images and not (contest.mask_prefix or contest.mask_suffix):

@@ -6,6 +6,7 @@ import difflib
 import html
 import numbers
 import os
+import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -94,6 +95,10 @@ class Config(Contest):
             _check_type(name, getattr(self, name), allowed)
         for entry in fields(self):
             _check_value(entry.name, getattr(self, entry.name), entry.metadata)
+        if not re.fullmatch(r"[\w-]+", self.slug):
+            raise ValueError(
+                f"parameter slug: got {self.slug!r}, expected the contest's name as its address ends"
+            )
         self.read_columns()
         if self.fold is not None and self.fold >= self.n_folds:
             expected = f"0 … {self.n_folds - 1}, or None for all"

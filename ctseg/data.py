@@ -17,7 +17,8 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ctseg.contest import A0, IMAGE_SUFFIXES, Contest, Folders
+from ctseg.contest import A0, Contest
+from ctseg.folders import IMAGE_SUFFIXES, Folders, find_folders, is_image
 from ctseg.masks import describe_mask, find_border_color, find_levels, measure_difference
 from ctseg.transforms import EvalTransform, Letterbox
 
@@ -103,7 +104,7 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+        if is_image(path):
             found.setdefault(printable(path.stem), []).append(path)
     return dict(sorted(found.items()))
 
@@ -125,6 +126,14 @@ def find_training_files(
     return dict(sorted(images.items())), dict(sorted(masks.items()))
 
 
+def find_test_files(folders: Folders, contest: Contest) -> dict[str, list[Path]]:
+    """Image files of the test set by stem; without masks that lie among them, as the contest calls masks."""
+    found = find_files(folders.test_images)
+    start, end = contest.mask_prefix, contest.mask_suffix
+    masks = {f"{start}{stem}{end}" for stem in found} if start or end else set()
+    return {stem: paths for stem, paths in found.items() if stem not in masks}
+
+
 def find_cases(root: Path, subset: str, contest: Contest = A0) -> list[Case]:
     """List the cases of a subset, "train" or "test", by id; each training image with its mask.
 
@@ -134,9 +143,9 @@ def find_cases(root: Path, subset: str, contest: Contest = A0) -> list[Case]:
         FileNotFoundError: no training images.
         ValueError: an image without a mask, a mask without an image, or two files of one stem.
     """
-    folders = contest.find_folders(root)
+    folders = find_folders(root, contest)
     if subset == "test":
-        images = find_files(folders.test_images)
+        images = find_test_files(folders, contest)
         _refuse_twice(folders.test_images, images)
         return [Case(stem, paths[0]) for stem, paths in images.items()]
     images, masks = find_training_files(folders, contest)
@@ -190,10 +199,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
         reason = ValueError(_explain(path)) if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(
-            f"cannot read {printable(path)}: {reason}; replace the file, or remove the image together with "
-            "its mask"
-        ) from reason
+        raise ValueError(f"cannot read {printable(path)}: {reason}; replace or remove it") from reason
 
 
 def _explain(path: Path) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctseg.contest import A0, KAGGLE_INPUT, Contest
+from ctseg.folders import find_folders
 from ctseg.phantom import write_phantom
 
 
@@ -49,7 +50,7 @@ def find_data_root(data_root: str | Path = "", contest: Contest = A0) -> Path:
         if roots:
             return roots[0]
         if data_root and place.is_dir():
-            contest.find_folders(place)  # raises an error that says what is there
+            find_folders(place, contest)  # raises an error that says what is there
     raise FileNotFoundError(
         f"no data set: none of {', '.join(map(str, places))} has folders of training images and masks such "
         "as Train/Image and Train/Mask; pass data_root (or set CTSEG_DATA) to the folder that contains them, "
@@ -61,7 +62,7 @@ def find_data_root(data_root: str | Path = "", contest: Contest = A0) -> Path:
 def _find_roots(place: Path, contest: Contest, depth: int) -> Iterator[Path]:
     """The data roots at `place`, or up to `depth` folders below it."""
     try:
-        contest.find_folders(place)
+        find_folders(place, contest)
         yield place
     except FileNotFoundError:
         if depth:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ctseg.config import NAMES, Config, check_names, fill_settings
-from ctseg.contest import IMAGE_SUFFIXES, KAGGLE_INPUT
+from ctseg.contest import KAGGLE_INPUT
 from ctseg.data import (
     Case,
     SegmentationDataset,
@@ -24,6 +24,7 @@ from ctseg.data import (
 )
 from ctseg.files import read_json, write_json
 from ctseg.fingerprint import check_training_data, is_begun, read_window
+from ctseg.folders import IMAGE_SUFFIXES, find_folders
 from ctseg.model import UNet, check_encoder, make_model
 from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir, make_portable
 from ctseg.transforms import EvalTransform
@@ -169,7 +170,7 @@ def _find_data(config: Config) -> Path:
 
 def _name_run(config: Config) -> str:
     """A name made from the settings and the ids of the training images."""
-    ids = sorted(find_training_files(config.find_folders(Path(config.data_root)), config)[0])
+    ids = sorted(find_training_files(find_folders(Path(config.data_root), config), config)[0])
     text = json.dumps([config.settings(), config.slug, ids], sort_keys=True)
     return f"{config.preset}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 

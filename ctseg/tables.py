@@ -13,7 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.contest import Contest
-from ctseg.data import MaskSet, abridge, find_files, find_training_files, printable, read_mask, read_size
+from ctseg.data import (
+    MaskSet,
+    abridge,
+    find_test_files,
+    find_training_files,
+    printable,
+    read_mask,
+    read_size,
+)
+from ctseg.folders import find_folders
 from ctseg.submission import decode_rle, encode_rle, make_reader
 
 _NUMBERINGS = [{"pixel_order": order, "first_pixel": first} for order in "CF" for first in (1, 0)]
@@ -47,11 +56,11 @@ def check_tables(root: Path, contest: Contest, *, limit: int | None = None) -> N
             table in another format than the submission would have; then the message ends with the parameters
             that fit.
     """
-    folders = contest.find_folders(root)
+    folders = find_folders(root, contest)
     images, masks = (
         {stem: paths[0] for stem, paths in found.items()} for found in find_training_files(folders, contest)
     )
-    test = {stem: paths[0] for stem, paths in find_files(folders.test_images).items()}
+    test = {stem: paths[0] for stem, paths in find_test_files(folders, contest).items()}
     told, columns, lines = {}, {}, []
     has_sample = False
     for path in sorted([*root.glob("[!.]*.csv"), *filter(Path.is_file, root.parent.glob("[!.]*.csv"))]):

@@ -402,7 +402,7 @@ def test_a_mask_that_cannot_be_read_is_named_and_in_the_table(kind, tiny):
     reason, save = UNREADABLE_MASKS[kind]
     (tiny / "Train/Mask/case_1.png").unlink()
     save(tiny / "Train/Mask/case_1.tif")
-    with pytest.raises(ValueError, match=f"cannot read .*case_1.tif: .*{reason}.*; replace the file"):
+    with pytest.raises(ValueError, match=f"cannot read .*case_1.tif: .*{reason}.*; replace or remove it"):
         load_cases(tiny)
     assert reason in problems(tiny)["error", "Train/Mask/case_1.tif"]
 
