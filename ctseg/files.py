@@ -1,6 +1,7 @@
 """Files that are either whole or absent, and folders with one writer at a time."""
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -12,6 +13,12 @@ from functools import cache
 from pathlib import Path
 
 PARTIAL = ".partial-"  # the names of files that are being written begin with it
+# What flock says where the file system has no locks, as some network and cloud drives.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF, errno.EINVAL}
+
+
+class FolderBusy(RuntimeError):
+    """Another process writes in the folder."""
 
 
 @contextmanager
@@ -48,17 +55,20 @@ def lock_folder(folder: Path) -> Iterator[None]:
     locks, a line says so and the folder is used without one.
 
     Raises:
-        RuntimeError: another process holds it.
+        FolderBusy: another process holds it.
+        OSError: the folder cannot be written, or its disk fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(
+            raise FolderBusy(
                 f"{folder} is being written by another process; wait for it, stop it, or use another run name"
             ) from None
-        except OSError as error:  # a file system without locks, as some network and cloud drives
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
             _warn_of_no_locks(str(error))
         else:
             for leftover in folder.glob(f"{PARTIAL}*"):
@@ -94,10 +104,12 @@ def read_json(path: Path) -> dict:
     """Read a file that `write_json` wrote; ValueError if it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; restore it, or delete its folder") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}; restore it from a copy") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, expected names and values; restore it")
+        raise ValueError(
+            f"{path} holds {type(content).__name__}, expected names and values; restore it from a copy"
+        )
     return content
 
 

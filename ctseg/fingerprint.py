@@ -30,6 +30,41 @@ def write_training_data(
     write_json({"window": window, "cases": cases}, run_dir / _NAME)
 
 
+def check_still_kept(run_dir: Path, training_set: TrainingSet, folds: np.ndarray) -> None:
+    """Check that the run still keeps these cases and folds (N,), and not those of another process.
+
+    Raises:
+        ValueError: it does not.
+    """
+    own = {
+        case.image_id: (digest, int(fold))
+        for case, digest, fold in zip(training_set.cases, training_set.mask_digests, folds)
+    }
+    kept = {name: (case["mask"], case["fold"]) for name, case in _read(run_dir)["cases"].items()}
+    if kept != own:
+        raise ValueError(
+            f"another process has started {run_dir} with other training data; choose another run name"
+        )
+
+
+def _read(run_dir: Path) -> dict | None:
+    """What a run keeps; None if it keeps nothing, as before training.
+
+    Raises:
+        ValueError: the run is begun and keeps nothing, or the file is damaged.
+    """
+    path = run_dir / _NAME
+    if not path.is_file() and is_begun(run_dir):
+        raise ValueError(
+            f"{run_dir} has trained folds, but no {_NAME}, which says on what; copy the whole run, or train "
+            "under another run name"
+        )
+    kept = read_json(path) if path.is_file() else None
+    if kept is not None and not {"window", "cases"} <= kept.keys():
+        raise ValueError(f"{path} is damaged: it has no cases; restore it from a copy of the run")
+    return kept
+
+
 def is_begun(run_dir: Path) -> bool:
     """Whether a fold of a run has weights, which hold it to its settings and its training data."""
     return any(run_dir.glob("fold*/*.pth"))
@@ -41,17 +76,17 @@ def read_folds(run_dir: Path, cases: Sequence[Case]) -> np.ndarray | None:
     Raises:
         ValueError: see `check_training_data`.
     """
-    if not (run_dir / _NAME).is_file():
+    kept = _read(run_dir)
+    if kept is None:
         return None
     check_training_data(run_dir, cases)
-    kept = read_json(run_dir / _NAME)["cases"]
-    return np.array([kept[case.image_id]["fold"] for case in cases])
+    return np.array([kept["cases"][case.image_id]["fold"] for case in cases])
 
 
 def read_window(run_dir: Path) -> tuple[float, float] | None:
     """The window of a run's training images; None if they have 8 bits, or before training."""
-    kept = read_json(run_dir / _NAME)["window"] if (run_dir / _NAME).is_file() else None
-    return kept and tuple(kept)
+    kept = _read(run_dir)
+    return tuple(kept["window"]) if kept and kept["window"] else None
 
 
 def check_training_data(run_dir: Path, cases: Sequence[Case]) -> None:
@@ -60,11 +95,12 @@ def check_training_data(run_dir: Path, cases: Sequence[Case]) -> None:
     A mask is read only if its file has changed, so that 862 cases take 0.2 s.
 
     Raises:
-        ValueError: a case is missing, new, of another size or has another mask; the first one is named.
+        ValueError: a case is missing, new, of another size or has another mask; the first one is named. Or
+            the run is begun and does not know what it was trained on.
     """
-    if not (run_dir / _NAME).is_file():
+    if (content := _read(run_dir)) is None:
         return
-    kept, present = read_json(run_dir / _NAME)["cases"], {case.image_id: case for case in cases}
+    kept, present = content["cases"], {case.image_id: case for case in cases}
     changes = dict.fromkeys(kept.keys() - present.keys(), "is missing")
     changes |= dict.fromkeys(present.keys() - kept.keys(), "is new")
     both = [case for case in cases if case.image_id in kept]

@@ -21,12 +21,12 @@ import torch
 from ctseg.config import Config
 from ctseg.data import TrainingSet, find_window, load_training_set
 from ctseg.device import find_device
-from ctseg.files import print_anywhere, read_csv, write_text
-from ctseg.fingerprint import is_begun, read_folds, write_training_data
+from ctseg.files import FolderBusy, print_anywhere, read_csv, write_text
+from ctseg.fingerprint import check_still_kept, is_begun, read_folds, write_training_data
 from ctseg.model import UNet
 from ctseg.paths import find_file
 from ctseg.predict import write_oof
-from ctseg.runs import make_config, make_dataset, make_network
+from ctseg.runs import check_settings, make_config, make_dataset, make_network
 from ctseg.seeds import make_seed
 from ctseg.split import find_groups, read_groups, split_cases
 from ctseg.train import Learner, train_model
@@ -72,6 +72,9 @@ def _try_fold(train: Callable[[int], None], run_dir: Path, fold: int) -> Excepti
     record.unlink(missing_ok=True)
     try:
         train(fold)
+    except FolderBusy as error:  # that is no failure of the fold
+        print(f"fold {fold} is left alone: {error}", flush=True)
+        return error
     except Exception as error:
         print(f"FAILED: fold {fold}, {type(error).__name__}: {error} (see {record})", flush=True)
         with suppress(OSError):  # the disk may be full
@@ -128,7 +131,10 @@ def assign_folds(config: Config, run_dir: Path, training_set: TrainingSet) -> np
     folds = split_cases(
         training_set, n_folds=config.n_folds, split=config.split, seed=config.seed, groups=groups
     )
-    window = find_window(training_set.cases, config.window_low, config.window_high)
+    # A window that is given for test images alone, where training's have 8 bits, is not training's.
+    window = find_window(training_set.cases) and find_window(
+        training_set.cases, config.window_low, config.window_high
+    )
     write_training_data(run_dir, training_set, folds, window)
     return folds
 
@@ -176,6 +182,12 @@ def train_fold(
             f"{len(validation)} images; start from other weights, or do not trust its score",
             flush=True,
         )
+
+    def claim() -> None:
+        """Another process may have opened the run, before it was begun, with other settings or data."""
+        check_settings(config, run_dir)
+        check_still_kept(run_dir, training_set, fold_of_case)
+
     with _explained_memory(config.batch_size):
         train_model(
             learner,
@@ -185,6 +197,7 @@ def train_fold(
             seed=seed,
             budget_seconds=budget_seconds,
             trained_on=trained_on,
+            claim=claim,
         )
         load_weights(learner.model, fold_dir / "best_unet_model.pth")
         write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta)

@@ -188,7 +188,7 @@ def open_run(config: Config) -> Path:
     stored = _read_stored(config.run)
     content = config.stored()
     if stored is not None and is_begun(run_dir):
-        _check_settings(config, Config(**stored), run_dir)
+        check_settings(config, run_dir)
         content |= {name: stored.get(name) for name in ("window_low", "window_high")}
         if not config.predict_folder:
             check_training_data(run_dir, find_cases(Path(config.data_root), "train", config))
@@ -202,24 +202,17 @@ def open_run(config: Config) -> Path:
     return run_dir
 
 
-def _check_settings(config: Config, stored: Config, run_dir: Path) -> None:
-    """Raise ValueError unless the settings are those of the run."""
-    settings, kept = config.settings(), stored.settings()
+def check_settings(config: Config, run_dir: Path) -> None:
+    """Raise ValueError unless the settings are those that the run keeps."""
+    settings, kept = config.settings(), Config(**_read_stored(config.run)).settings()
     differing = [name for name, value in settings.items() if value != kept[name]]
     only_window = set(differing) <= {"window_low", "window_high"}
-    if differing and (not only_window or _uses_window(config, run_dir)):
+    if differing and (not only_window or read_window(run_dir)):
         found = "; ".join(f"{name}: got {settings[name]!r}, stored {kept[name]!r}" for name in differing)
         raise ValueError(
             f"{run_dir} holds a run with other settings ({found}); choose another run name, or pass its name "
             "alone for its own settings"
         )
-
-
-def _uses_window(config: Config, run_dir: Path) -> bool:
-    """Whether training images have 16 bits."""
-    if config.predict_folder:
-        return read_window(run_dir) is not None
-    return find_window(find_cases(Path(config.data_root), "train", config)) is not None
 
 
 def make_dataset(config: Config, subset: str) -> SegmentationDataset:

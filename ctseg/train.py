@@ -6,7 +6,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ def train_model(
     seed: tuple[int, ...],
     budget_seconds: float | None = None,
     trained_on: Iterable[str] = (),
+    claim: Callable[[], object] = lambda: None,
 ) -> list[dict]:
     """Train in place, resuming from `fold_dir/last.pth`, and return the history, one row per epoch.
 
@@ -55,11 +56,12 @@ def train_model(
             one.
         budget_seconds: of training and validation; of epochs and budget the shorter counts.
         trained_on: the cases that the weights it starts from were trained on; they are kept with the weights.
+        claim: called before the first weights are written; its error keeps them from being written.
 
     Raises:
         FloatingPointError: the loss is no longer finite; the images of the batch are named, the last
             checkpoint is intact.
-        RuntimeError: another process trains in this folder.
+        FolderBusy: another process trains in this folder.
         ValueError: batches of one image, from which this network cannot learn at this size.
         TimeoutError: training took far longer than its budget; the last checkpoint is intact.
     """
@@ -87,6 +89,8 @@ def train_model(
             )
             row |= {"val_dice": float(scores.mean()), "seconds": time.perf_counter() - started}
             history.append(row)
+            if epoch == 0:
+                claim()
             _write_epoch(learner, history, total_steps, fold_dir, sorted({*trained_on, *train.describe()}))
             print(f"{fold_dir.name} {_describe_epoch(row, len(steps))}", flush=True)
             check_budget(history, n_epochs=len(steps), budget_seconds=budget_seconds, name=fold_dir.name)

@@ -20,7 +20,10 @@ from kaggle_server import KaggleServer
 from PIL import Image
 
 from ctseg.data import SegmentationDataset, TrainingSet, find_cases, load_training_set
+from ctseg.files import write_text
+from ctseg.folds import assign_folds
 from ctseg.phantom import write_phantom
+from ctseg.runs import make_config, make_dataset, open_run
 from ctseg.transforms import EvalTransform
 
 matplotlib.use("Agg")
@@ -74,6 +77,17 @@ def tiny(tmp_path) -> Path:
 def load_cases(root: Path, size: int = 32) -> TrainingSet:
     """The training cases of a data set in memory, `size` pixels wide."""
     return load_training_set(SegmentationDataset(find_cases(root, "train"), EvalTransform(size)))
+
+
+def begin_run(data_root: Path, **settings) -> Path:
+    """A run "a" that has begun to train on a data set; return its folder."""
+    config = make_config(
+        **{"run": "a", "data_root": str(data_root), "target_size": 32, "n_folds": 2} | settings
+    )
+    run_dir = open_run(config)
+    assign_folds(config, run_dir, load_training_set(make_dataset(config, "train")))
+    write_text("", run_dir / "fold0" / "last.pth")
+    return run_dir
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from conftest import REPOSITORY
 
 from ctseg import files
 from ctseg.files import (
+    FolderBusy,
     atomic_path,
     lock_folder,
     read_csv,
@@ -42,7 +43,7 @@ def test_a_folder_is_held_by_one_writer_until_it_is_done(tmp_path):
     folder = tmp_path / "fold0"
     with lock_folder(folder):
         with (
-            pytest.raises(RuntimeError, match="fold0 is being written by another process"),
+            pytest.raises(FolderBusy, match="fold0 is being written by another process"),
             lock_folder(folder),
         ):
             pass
@@ -50,7 +51,7 @@ def test_a_folder_is_held_by_one_writer_until_it_is_done(tmp_path):
         other = subprocess.run(
             [sys.executable, "-c", code, folder], cwd=REPOSITORY, capture_output=True, text=True
         )
-        assert other.returncode == 1 and "RuntimeError" in other.stderr
+        assert other.returncode == 1 and "FolderBusy" in other.stderr
     with lock_folder(folder):
         pass
 
@@ -60,6 +61,12 @@ def test_a_new_writer_removes_half_written_files(tmp_path):
     (tmp_path / "last.pth").write_bytes(b"whole")
     with lock_folder(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "last.pth"]
+
+
+def test_a_disk_that_fails_is_not_one_without_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+    with pytest.raises(OSError, match="I/O error"), lock_folder(tmp_path):
+        pass
 
 
 def test_rows_and_json_come_back_as_they_were_written(tmp_path):

@@ -1,15 +1,13 @@
 """What a run was trained on: changed data are refused, and the folds are drawn once."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_image, write_pair
+from conftest import begin_run, save_image, write_pair
 from PIL import Image
 
 from ctseg.data import load_training_set
-from ctseg.files import write_text
 from ctseg.fingerprint import read_folds, read_window
 from ctseg.folds import assign_folds
 from ctseg.runs import make_config, make_dataset, open_run
@@ -19,15 +17,6 @@ from ctseg.runs import make_config, make_dataset, open_run
 def somewhere_else(tmp_path, monkeypatch):
     """Work in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-
-
-def begin(data_root: Path, run: str = "a") -> Path:
-    """A run that has begun to train on a data set."""
-    config = make_config(run=run, data_root=str(data_root), target_size=32, n_folds=2)
-    run_dir = open_run(config)
-    assign_folds(config, run_dir, load_training_set(make_dataset(config, "train")))
-    write_text("", run_dir / "fold0" / "last.pth")
-    return run_dir
 
 
 def remove(root):
@@ -67,7 +56,7 @@ IMAGE = np.random.default_rng(5).integers(0, 2, (30, 40, 3), np.uint8) * 255
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_data_that_changed_under_a_run_are_refused_before_anything_is_written(tiny, change):
-    run_dir = begin(tiny)
+    run_dir = begin_run(tiny)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     damage, message = CHANGES[change]
     damage(tiny)
@@ -80,7 +69,7 @@ def test_data_that_changed_under_a_run_are_refused_before_anything_is_written(ti
 
 
 def test_a_mask_that_is_only_saved_again_is_the_same(tiny):
-    run_dir = begin(tiny)
+    run_dir = begin_run(tiny)
     path = tiny / "Train" / "Mask" / "case_1.png"
     Image.open(path).save(path, compress_level=0)
     assert open_run(make_config(run="a", data_root=str(tiny))) == run_dir
@@ -89,7 +78,7 @@ def test_a_mask_that_is_only_saved_again_is_the_same(tiny):
 
 
 def test_the_folds_of_a_run_are_drawn_once(tiny):
-    run_dir = begin(tiny)
+    run_dir = begin_run(tiny)
     config = make_config(run="a", data_root=str(tiny))
     training_set = load_training_set(make_dataset(config, "train"))
     path = run_dir / "training_data.json"
@@ -107,3 +96,35 @@ def test_a_run_keeps_nothing_before_training(tiny, tmp_path):
     assert read_folds(run_dir, make_dataset(config, "train").cases) is None and read_window(run_dir) is None
     remove(tiny)
     assert open_run(make_config(run="a", data_root=str(tiny))) == run_dir
+
+
+def test_a_begun_run_that_does_not_know_its_data_is_refused(tiny):
+    run_dir = begin_run(tiny)
+    config = make_config(run="a", data_root=str(tiny))
+    training_set = load_training_set(make_dataset(config, "train"))
+    path = run_dir / "training_data.json"
+    for damage, message in [
+        (path.unlink, "has trained folds, but no training_data.json, which says on what; copy the whole run"),
+        (lambda: path.write_text("{}"), "training_data.json is damaged: it has no cases"),
+        (lambda: path.write_text("[" * 10**5), "training_data.json is damaged: .*recursion"),
+    ]:
+        damage()
+        for use in (
+            lambda: open_run(config),
+            lambda: assign_folds(config, run_dir, training_set),
+            lambda: read_window(run_dir),
+        ):
+            with pytest.raises(ValueError, match=message):
+                use()
+    assert path.read_text() == "[" * 10**5
+
+
+@pytest.mark.parametrize("stored", [8, 16])
+def test_a_window_is_the_runs_own_only_where_training_needs_it(tiny, stored):
+    if stored == 16:
+        path = tiny / "Train" / "Image" / "case_1.png"
+        save_image(path, np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 9)
+    config = make_config(run="a", data_root=str(tiny), target_size=32, window_low=0, window_high=4095)
+    run_dir = open_run(config)
+    assign_folds(config, run_dir, load_training_set(make_dataset(config, "train")))
+    assert read_window(run_dir) == (None if stored == 8 else (0, 4095))

@@ -81,7 +81,9 @@ def test_what_is_there_instead_of_a_data_set_is_said(tmp_path):
 @pytest.mark.parametrize("name", ["train_masks", "test_images"])
 def test_a_folder_that_is_named_has_to_be_there(tmp_path, name):
     lay_out(tmp_path, "Train/Image", "Train/Mask", "Test/Image")
-    with pytest.raises(ValueError, match=f"parameter {name}: no folder 'Test/Imags' in .* Test/Image, .*; mend"):
+    with pytest.raises(
+        ValueError, match=f"parameter {name}: no folder 'Test/Imags' in .* Test/Image, .*; mend"
+    ):
         find_folders(tmp_path, Contest(**{name: "Test/Imags"}))
 
 

@@ -1,15 +1,17 @@
 """Folds one after the other and side by side, and what is decided on their out-of-fold predictions."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from ctseg.data import find_cases, load_training_set
-from ctseg.files import write_text
+from ctseg.files import FolderBusy, lock_folder, write_text
 from ctseg.folds import assign_folds, find_folds, load_folds, train_folds
 from ctseg.metrics import dice_score
+from ctseg.phantom import write_phantom
 from ctseg.postprocess import PostProcess, make_mask
 from ctseg.predict import OutOfFold, predict_cases, predict_masks, predict_probabilities, write_oof
 from ctseg.report import write_summary
@@ -79,6 +81,35 @@ def test_a_fold_that_fails_is_reported_and_the_others_go_on(make_run, two_gpus, 
     (run_dir / "fold0").unlink()
     assert train_folds(config, run_dir).keys() == {0, 1}
     assert not list(run_dir.glob("failed*"))
+
+
+def test_a_fold_that_another_process_trains_is_no_failure(make_run, capsys):
+    config, run_dir = make_run("shared")
+    with lock_folder(run_dir / "fold0"):
+        assert train_folds(config, run_dir).keys() == {1}
+        with pytest.raises(FolderBusy):
+            train_folds(replace(config, fold=0), run_dir)
+    assert "fold 0 is left alone: " in capsys.readouterr().out
+    assert write_summary(run_dir, scores={}, postprocess="")["failed"] == {}
+
+
+@pytest.mark.parametrize("what", ["settings", "data"])
+def test_of_two_processes_that_start_a_run_otherwise_only_one_goes_on(make_run, tmp_path, monkeypatch, what):
+    config, run_dir = make_run("shared")
+    training_set = load_training_set(make_dataset(config, "train"))
+
+    def start_another(*_, **__):  # while the first epoch of this one runs
+        changes = {"lr": 0.1} if what == "settings" else {"data_root": str(other_data)}
+        other = make_run("shared", **changes)[0]
+        assign_folds(other, run_dir, load_training_set(make_dataset(other, "train")))
+        return np.array([0.5])
+
+    other_data = write_phantom(tmp_path / "other", n_train=20, n_test=1)
+    monkeypatch.setattr("ctseg.train.evaluate_model", start_another)
+    message = "lr: got 0.002, stored 0.1" if what == "settings" else "started .* with other training data"
+    with pytest.raises(ValueError, match=message):
+        train_folds(config, run_dir, training_set)
+    assert not list(run_dir.glob("fold*/*.pth"))
 
 
 def test_where_no_fold_finishes_the_error_is_raised(make_run):

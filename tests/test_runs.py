@@ -5,18 +5,16 @@ import math
 import shutil
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import save_image, write_pair
+from conftest import begin_run, save_image, write_pair
 
 from ctseg.config import Config
-from ctseg.data import drop_unreadable, load_training_set
+from ctseg.data import drop_unreadable
 from ctseg.files import write_text
-from ctseg.folds import assign_folds
 from ctseg.runs import (
     make_config,
     make_dataset,
@@ -233,9 +231,8 @@ def test_settings_may_change_until_a_fold_is_begun():
     assert open_run(make_config(run="a", epochs=3)) == run_dir and make_config(run="a").epochs == 3
 
 
-def test_the_format_of_the_submission_may_change_at_any_time():
-    run_dir = open_run(make_config(run="a"))
-    write_text("", run_dir / "fold0" / "last.pth")
+def test_the_format_of_the_submission_may_change_at_any_time(tiny):
+    begin_run(tiny)
     open_run(make_config(run="a", pixel_order="F", submission_columns="id,rle"))
     assert (make_config(run="a").pixel_order, read_config(run="a").submission_columns) == ("F", "id,rle")
 
@@ -292,12 +289,11 @@ def test_a_trained_run_does_not_need_the_weights_it_started_from(tmp_path):
         make_network(make_config(run="a"))  # a new fold does need them
 
 
-def test_weights_are_the_same_wherever_their_file_lies(tmp_path):
+def test_weights_are_the_same_wherever_their_file_lies(tiny, tmp_path):
     for name, content in (("w.pth", b"1"), ("moved/w.pth", b"1"), ("other.pth", b"2")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    run_dir = open_run(make_config(run="a", weights="w.pth"))
-    write_text("", run_dir / "fold0" / "last.pth")
+    begin_run(tiny, weights="w.pth")
     open_run(make_config(run="a", weights="moved/w.pth"))
     assert make_config(run="a").weights == "moved/w.pth"
     with pytest.raises(ValueError, match="other settings .weights: got "):
@@ -310,18 +306,9 @@ def test_weights_are_the_same_wherever_their_file_lies(tmp_path):
 IMAGE = np.random.default_rng(5).integers(0, 2, (30, 40, 3), np.uint8) * 255
 
 
-def begin(data_root: Path, run: str = "a") -> Path:
-    """A run that has begun to train on a data set."""
-    config = make_config(run=run, data_root=str(data_root), target_size=32, n_folds=2)
-    run_dir = open_run(config)
-    assign_folds(config, run_dir, load_training_set(make_dataset(config, "train")))
-    write_text("", run_dir / "fold0" / "last.pth")
-    return run_dir
-
-
 def test_a_run_and_its_data_may_be_moved(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("CTSEG_DATA", raising=False)
-    run_dir = begin(tiny)
+    run_dir = begin_run(tiny)
     moved = tmp_path / "elsewhere" / "Dataset"
     moved.parent.mkdir()
     tiny.rename(moved)
@@ -347,7 +334,7 @@ def test_a_run_and_its_data_may_be_moved(tiny, tmp_path, monkeypatch, capsys):
 
 def test_new_images_need_no_training_data(tiny, tmp_path, monkeypatch):
     monkeypatch.delenv("CTSEG_DATA")
-    run_dir = begin(tiny)
+    run_dir = begin_run(tiny)
     before = sorted(path for path in run_dir.rglob("*"))
     new = tmp_path / "new images"
     new.mkdir()
@@ -372,7 +359,7 @@ def test_new_images_of_16_bits_are_seen_through_the_windows_of_training(tiny, tm
     rng = np.random.default_rng(0)
     for path in (tiny / "Train" / "Image").iterdir():
         save_image(path, rng.integers(1000, 3000, (30, 40), np.uint16))
-    run_dir = begin(tiny)
+    run_dir = begin_run(tiny)
     (tmp_path / "new").mkdir()
     save_image(tmp_path / "new" / "a.png", np.full((5, 5), 2000, np.uint16))
     window = make_dataset(make_config(run="a"), "train").window
@@ -384,7 +371,7 @@ def test_new_images_of_16_bits_are_seen_through_the_windows_of_training(tiny, tm
 
 
 def test_a_window_may_be_given_for_new_images_of_16_bits_where_training_had_8(tiny, tmp_path):
-    run_dir = begin(tiny)
+    run_dir = begin_run(tiny)
     (tmp_path / "new").mkdir()
     save_image(tmp_path / "new" / "a.png", np.full((5, 5), 2000, np.uint16))
     shutil.rmtree(tiny)
@@ -417,12 +404,12 @@ def test_the_window_of_16_bit_images_comes_from_training_images(tiny):
 
 
 def test_a_window_may_be_given_later_where_training_used_none(tiny):
-    settings = {"data_root": str(tiny), "run": "later"}
-    run_dir = open_run(make_config(**settings))
-    write_text("", run_dir / "fold0" / "last.pth")
-    config = make_config(run="later", window_low=0, window_high=5000)
+    run_dir = begin_run(tiny)
+    config = make_config(run="a", window_low=0, window_high=5000)
     assert open_run(config) == run_dir and make_dataset(config, "test").window == (0, 5000)
     save_image(tiny / "Train/Image/case_1.png", np.arange(1200, dtype=np.uint16).reshape(30, 40))
+    begin_run(tiny, run="deep")
+    config = make_config(run="deep", window_low=0, window_high=5000)
     with pytest.raises(ValueError, match="other settings .window_low: got 0.0, stored None; window_high"):
         open_run(config)
 
