@@ -4,14 +4,15 @@ SHELL := /bin/bash
 
 PYTHON3 ?= python3
 VENV ?= .venv
-DATA ?= phantom
-RUN ?= $(if $(filter phantom,$(DATA)),phantom,$(error RUN=name is required with DATA=))
+# A file of parameters, or one of them, may name the data instead.
+DATA ?= $(if $(filter -f --file data_root,$(ARGS)),,phantom)
+RUN ?= $(if $(filter phantom,$(DATA)),phantom,$(error RUN=name is required with DATA= and with a file in ARGS))
 # Not the copies that people make, such as "03_train-Copy1" or "03_train (copy)".
 NOTEBOOKS := $(shell ls notebooks | grep -xE '[0-9][0-9]_[A-Za-z0-9_]+\.ipynb')
 PYTHON = $(VENV)/bin/python
 PAPERMILL = $(VENV)/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
 # Without PRESET the one of a file in ARGS counts, else the notebooks' own.
-PARAMETERS = $(if $(PRESET),-p preset $(PRESET)) -r data_root "$(DATA)" -r run "$(RUN)" $(ARGS)
+PARAMETERS = $(if $(PRESET),-p preset $(PRESET)) $(if $(DATA),-r data_root "$(DATA)") -r run "$(RUN)" $(ARGS)
 INSTALL = -m pip install --quiet --disable-pip-version-check
 
 # An environment that several clones share never imports the other clone's code.
@@ -43,7 +44,7 @@ check: setup ## what is wrong with DATA, and what to do about it; ARGS as for ru
 	$(PYTHON) -m ctseg.check "$(DATA)" $(ARGS)
 
 predict: setup ## masks of all images in IMAGES by the run RUN, into runs/RUN/predictions/; needs no training data
-	$(if $(IMAGES),,$(error IMAGES=folder is required))
+	$(if $(IMAGES),,$(error IMAGES=folder is required))$(if $(filter file,$(origin RUN)),$(error RUN=name is required))
 	@test -d "runs/$(RUN)" || { echo "no run runs/$(RUN); there are: $$(ls runs 2>/dev/null | xargs)"; exit 1; }
 	$(PAPERMILL) notebooks/04_postprocess_submit.ipynb "runs/$(RUN)/predict.ipynb" -r run "$(RUN)" -r predict_folder "$(IMAGES)" $(ARGS)
 
@@ -61,8 +62,8 @@ push: kernel ## build the kernel and push it to Kaggle
 output: setup ## fetch the finished kernel's output into runs/kaggle, checked against DATA
 	$(PYTHON) kaggle_kernel/client.py output --data "$(filter-out phantom,$(DATA))" $(ARGS)
 
-submit: setup ## submit runs/RUN/submission.csv, checked against DATA
-	$(PYTHON) kaggle_kernel/client.py submit --run "$(RUN)" --data "$(filter-out phantom,$(DATA))" $(ARGS)
+submit: setup ## submit runs/RUN/submission.csv (without RUN that of runs/kaggle), checked against DATA
+	$(PYTHON) kaggle_kernel/client.py submit $(if $(filter file,$(origin RUN)),,--run "$(RUN)") --data "$(filter-out phantom,$(DATA))" $(ARGS)
 
 ##@ For those who change the kit
 

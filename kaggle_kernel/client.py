@@ -5,6 +5,7 @@
 
 import argparse
 import importlib.util
+import lzma
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.arguments import add_parameters, read_arguments
-from ctseg.contest import Contest
+from ctseg.config import Config
 from ctseg.data import find_cases
 from ctseg.files import PARTIAL, print_anywhere, read_json, write_json
 from ctseg.paths import find_data_root, find_repository, find_run_dir
@@ -89,12 +90,18 @@ def push() -> None:
     print(f"{metadata['id']} runs; when it is done: make output")
 
 
-def fetch_output(data_root: str, parameters: Mapping[str, Any]) -> None:
-    """Fetch a finished kernel's output, check its submission, and move its run to `runs/`.
+def _find_kernel() -> str:
+    """The id of the kernel that was pushed last from here, else of the one that was built."""
+    path = FOLDER / _PUSHED
+    return (read_json(path) if path.is_file() else _read_metadata())["id"]
 
-    A run of that name that is there already is left as it is.
+
+def fetch_output(data_root: str, parameters: Mapping[str, Any]) -> None:
+    """Fetch a finished kernel's output, move its run to `runs/`, and check its submission as the run has it.
+
+    A run of that name that is there already is left as it is; the new one gets a number.
     """
-    kernel = _read_metadata()["id"]
+    kernel = _find_kernel()
     folder = find_run_dir("kaggle")
     if (folder / "config.json").is_file():
         raise Refused(f"{folder} is a run of your own, and the output would replace it; rename it first")
@@ -107,10 +114,11 @@ def fetch_output(data_root: str, parameters: Mapping[str, Any]) -> None:
     run = "kaggle"
     for path in sorted(folder.glob("runs/*/config.json")):
         run_dir = find_run_dir(path.parent.name)
-        if run_dir.exists():
-            print(f"{run_dir} exists and is left as it is; the kernel's run of that name is in {path.parent}")
-        else:
-            run = path.parent.rename(run_dir).name
+        names = (run_dir.name, *(f"{run_dir.name}-{number}" for number in range(2, 1000)))
+        target = next(place for name in names if not (place := find_run_dir(name)).exists())
+        run = path.parent.rename(target).name
+        if target != run_dir:
+            print(f"{run_dir} exists and is left as it is; the kernel's run is {target}")
     _check_here(folder / "submission.csv", data_root, read_config(**{"run": run} | parameters))
     print(f"{folder / 'submission.csv'}: valid; to submit it: make submit RUN={run}")
 
@@ -145,11 +153,11 @@ def _submit_kernel() -> None:
     _call_kaggle("competitions", "submit", *options, expect="Successfully submitted")
 
 
-def _check_here(path: Path, data_root: str, contest: Contest) -> None:
+def _check_here(path: Path, data_root: str, contest: Config) -> None:
     """Check a submission against the test images."""
     if not path.is_file():
         raise Refused(f"no {path}; 04_postprocess_submit writes it, on Kaggle too: see the kernel's log")
-    cases = find_cases(find_data_root(data_root, contest), "test", contest)
+    cases = find_cases(find_data_root(data_root or contest.data_root, contest), "test", contest)
     if not cases:
         raise Refused("no test images here to check the submission against; make download, or pass DATA=")
     check_submission(path, cases, contest)
@@ -167,7 +175,7 @@ def download(parameters: Mapping[str, Any]) -> None:
     try:
         with zipfile.ZipFile(archive) as content:
             content.extractall(unpacked)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         shutil.rmtree(unpacked, ignore_errors=True)
         raise Refused(f"{archive} is not a whole archive ({error}); delete it, and download again") from error
     for path in unpacked.iterdir():

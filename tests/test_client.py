@@ -103,8 +103,10 @@ def test_a_kernel_that_failed_or_still_runs_has_no_output(clone, call, server, b
 
 
 def test_the_run_of_a_kernel_comes_home_and_replaces_none(clone, call, server, built, tiny, submission):
-    files = {"submission.csv": submission, "runs/home/submission.csv": submission}
-    config = {"run": "home", "preset": "quick", "submission_columns": "ID,Mask", "slug": "another-contest"}
+    files = {}
+    submission = submission.replace("ID,Mask", "id,rle")
+    config = {"run": "home", "preset": "quick", "submission_columns": "id,rle", "slug": "another-contest"}
+    files |= dict.fromkeys(("submission.csv", "runs/home/submission.csv"), submission)
     files |= {"runs/home/config.json": json.dumps(config), "runs/home/fold0/oof.npz": "first"}
     server.answers = output_of(submission) | {
         "ListKernelSessionOutput": {
@@ -125,10 +127,12 @@ def test_the_run_of_a_kernel_comes_home_and_replaces_none(clone, call, server, b
     assert call(client, "submit", "--run", "home", "--data", tiny)[0] == 0
     assert server.received["CreateSubmission"]["competitionName"] == "another-contest"  # the run's own
     server.answers["runs-home-fold0-oof.npz"] = b"second"
-    status, printed = call(client, "output", "--data", tiny)
-    assert status == 0 and "home exists and is left as it is; the kernel's run of that name is in" in printed
-    assert (run_dir / "fold0" / "oof.npz").read_text() == "first"
-    assert (clone / "runs/kaggle/runs/home/fold0/oof.npz").read_text() == "second"
+    for name in ("home-2", "home-3"):
+        status, printed = call(client, "output", "--data", tiny)
+        assert status == 0 and printed.endswith(f"valid; to submit it: make submit RUN={name}\n"), printed
+        assert f"home exists and is left as it is; the kernel's run is {clone}/runs/{name}\n" in printed
+        assert (run_dir / "fold0" / "oof.npz").read_text() == "first"
+        assert (clone / "runs" / name / "fold0" / "oof.npz").read_text() == "second"
 
 
 def test_a_contest_of_notebooks_gets_the_version_that_was_pushed_last(clone, call, server, built):
@@ -150,6 +154,12 @@ def test_a_contest_of_notebooks_gets_the_version_that_was_pushed_last(clone, cal
     assert (sent["competitionName"], sent["fileName"]) == (A0.slug, "submission.csv")  # the kernel's own
     assert (sent["kernelOwner"], sent["kernelSlug"]) == ("somebody", "ctseg-segmentation")
     assert sent["kernelVersion"] == 3
+    metadata = clone / "kaggle_kernel" / "kernel-metadata.json"
+    built_last = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(built_last | {"id": "somebody/another"}))  # after the push
+    call(client, "output")
+    metadata.write_text(json.dumps(built_last))
+    assert server.received["GetKernelSessionStatus"]["kernelSlug"] == "ctseg-segmentation"
     server.answers["GetKernelSessionStatus"] = {"status": "RUNNING"}
     assert call(client, *arguments)[0] == 1
 
@@ -208,7 +218,7 @@ def test_the_contests_data_is_downloaded_and_found(clone, call, server, tiny):
     assert status == 1 and "accept its rules" in printed
 
 
-@pytest.mark.parametrize("damage", ["half", "HTML", "a changed byte", "nothing"])
+@pytest.mark.parametrize("damage", ["half", "HTML", "a changed byte", "nothing", "a password"])
 def test_an_archive_that_is_not_whole_is_said_so_and_nothing_is_replaced(clone, call, server, tiny, damage):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -216,6 +226,9 @@ def test_an_archive_that_is_not_whole_is_said_so_and_nothing_is_replaced(clone, 
     whole = packed.getvalue()
     content = {"half": whole[:3000], "HTML": b"<html>sign in</html>", "nothing": b""}
     content |= {"a changed byte": whole[:2000] + b"?" + whole[2001:]}
+    locked, entry = bytearray(whole), whole.rindex(b"PK\1\2")
+    locked[6] = locked[entry + 8] = 1  # a flag: encrypted
+    content |= {"a password": bytes(locked)}
     here = clone / "data" / A0.slug / "Dataset" / "Train" / "Image" / "here.png"
     here.parent.mkdir(parents=True, exist_ok=True)
     here.write_text("from the download before")

@@ -49,7 +49,7 @@ IMPORTS = {
 }
 KERNEL_IMPORTS = {
     "build": {"arguments", "config", "contest", "files", "model"},
-    "client": {"arguments", "contest", "data", "files", "paths", "report", "runs", "submission"},
+    "client": {"arguments", "config", "data", "files", "paths", "report", "runs", "submission"},
     "session": {"contest", "data", "files", "folds", "paths", "runs", "submission", "train"},
 }
 MODULES = sorted(path.stem for path in (REPOSITORY / "ctseg").glob("[!_]*.py"))
