@@ -22,6 +22,7 @@ from ctseg.contest import A0, Contest
 from ctseg.data import (
     Case,
     MaskSet,
+    SegmentationDataset,
     abridge,
     find_mask_values,
     find_orientation,
@@ -40,7 +41,7 @@ from ctseg.data import (
     read_size,
 )
 from ctseg.files import print_anywhere
-from ctseg.folders import IMAGE_SUFFIXES, Folders, find_folders
+from ctseg.folders import IMAGE_SUFFIXES, Folders, find_folders, is_image
 from ctseg.masks import describe_mask, is_outline
 from ctseg.paths import find_data_root
 from ctseg.split import find_duplicates, make_thumbnail, normalize
@@ -121,11 +122,37 @@ def check_dataset(root: str | Path, contest: Contest = A0, *, has_window: bool =
     return _merge_rows(rows + _check_tables(root, contest))
 
 
+def check_images(folder: Path, dataset: SegmentationDataset) -> list[dict]:
+    """Report what of a folder of new images is read otherwise than one may expect, as `check_dataset` does.
+
+    Args:
+        dataset: those of its images that can be read.
+    """
+    rows = []
+    if strays := [printable(path.name) for path in folder.glob("[!.]*") if not is_image(path)]:
+        remedy = "only images right in the folder are predicted"
+        rows.append(_problem("warning", printable(folder.name), f"left out: {abridge(strays)}", remedy))
+    names = [_name(case.image, folder) for case in dataset.cases]
+    headers = map_threads(lambda case: _check_header(case.image, _name(case.image, folder)), dataset.cases)
+    for name, (found, deep) in zip(names, headers):
+        rows += found
+        if dataset.window and not deep:
+            remedy = "read as it is; make sure that it was converted as the others are: see window_low"
+            rows.append(_problem("warning", name, "8 bits, where others have 16", remedy))
+    return _merge_rows(rows)
+
+
+def print_warnings(rows: Sequence[dict]) -> None:
+    """Print the warnings of a check's table."""
+    for row in rows:
+        if row["severity"] == "warning":
+            print("warning: {file}: {problem}; {remedy}".format(**row))
+
+
 def stop_at_errors(rows: Sequence[dict]) -> None:
-    """Print the warnings of `check_dataset`'s table, and raise a ValueError if there is an error in it."""
-    errors, warnings = ([row for row in rows if row["severity"] == name] for name in ("error", "warning"))
-    for row in warnings:
-        print("warning: {file}: {problem}; {remedy}".format(**row))
+    """Print the warnings of a check's table, and raise a ValueError if there is an error in it."""
+    print_warnings(rows)
+    errors = [row for row in rows if row["severity"] == "error"]
     if errors:
         found = "\n".join("{file}: {problem}; {remedy}".format(**row) for row in errors[:5])
         raise ValueError(

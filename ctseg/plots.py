@@ -2,12 +2,15 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from ctseg.data import Case, png_path, read_image, read_mask
 
 _TRUE, _PREDICTED = "lime", "magenta"
 
@@ -69,6 +72,12 @@ def plot_colors(descriptions: Sequence[Mapping]) -> Figure:
     return figure
 
 
+def _thin_out(array: np.ndarray) -> np.ndarray:
+    """Every n-th row and column of an image (H, W, 3) or mask (H, W), so that 512 to 1,023 pixels remain."""
+    every = max(1, max(array.shape[:2]) // 512)
+    return np.ascontiguousarray(array[::every, ::every])
+
+
 def _show_case(
     axis: plt.Axes,
     image: np.ndarray,
@@ -76,12 +85,11 @@ def _show_case(
     pred_mask: np.ndarray | None,
     title: str,
 ) -> None:
-    """Draw an image (H, W, 3), thinned out to about 512 pixels, with its true and predicted outlines."""
-    every = max(1, max(image.shape) // 512)
-    axis.imshow(image[::every, ::every])
+    """Draw an image (H, W, 3), thinned out, with its true and predicted outlines."""
+    axis.imshow(_thin_out(image))
     for mask, color in ((true_mask, _TRUE), (pred_mask, _PREDICTED)):
         if mask is not None and mask.any() and not mask.all():
-            axis.contour(mask[::every, ::every], levels=[0.5], colors=color, linewidths=1.2)
+            axis.contour(_thin_out(mask), levels=[0.5], colors=color, linewidths=1.2)
     axis.set_title(title, fontsize=8, parse_math=False)
     axis.axis("off")
 
@@ -100,6 +108,27 @@ def plot_cases(images, true_masks=None, pred_masks=None, *, titles=None, columns
     for axis, image, true_mask, pred_mask, title in each:
         _show_case(axis, image, true_mask, pred_mask, title)
     return figure
+
+
+def plot_predictions(
+    cases: Sequence[Case],
+    mask_dir: Path,
+    *,
+    window: tuple[float, float] | None = None,
+    true_masks: Path | None = None,
+) -> Figure:
+    """A sheet of images with the masks `<id>.png` of `mask_dir`, and of `true_masks`, if there are any.
+
+    All are thinned out as they are read: 48 photographs at their own size would take gigabytes.
+    """
+    images, pred_masks, trues, titles = [], [], [], []
+    for case in cases:
+        pred_mask = read_mask(png_path(mask_dir, case.image_id))
+        images.append(_thin_out(read_image(case.image, window=window)))
+        pred_masks.append(_thin_out(pred_mask))
+        trues.append(true_masks and _thin_out(read_mask(png_path(true_masks, case.image_id))))
+        titles.append(case.image_id if pred_mask.any() else f"{case.image_id}: empty")
+    return plot_cases(images, trues, pred_masks, titles=titles)
 
 
 def plot_batch(images: Tensor, targets: Tensor, *, titles=None) -> Figure:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ctseg.contest import TEST_MASKS
 from ctseg.data import (
     Case,
     MaskSet,
@@ -110,6 +111,12 @@ def read_masks(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (image_id, mask), bool (H, W), of all masks that `write_masks` wrote."""
     for path in sorted(folder.glob("[!.]*.png")):
         yield printable(path.stem), read_mask(path)
+
+
+def find_true_masks(data_root: Path, cases: Sequence[Case]) -> Path | None:
+    """The folder of true masks next to a data root; None unless it has all of these cases."""
+    folder = data_root.parent / TEST_MASKS
+    return folder if all(png_path(folder, case.image_id).is_file() for case in cases) else None
 
 
 def score_masks(folder: Path, true_masks: Path) -> dict[str, float]:

@@ -4,6 +4,7 @@ import ast
 import difflib
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -225,23 +226,36 @@ def make_dataset(config: Config, subset: str) -> SegmentationDataset:
     return SegmentationDataset(find_cases(root, subset, config), _make_transform(config), window)
 
 
-def make_new_dataset(config: Config, run_dir: Path) -> SegmentationDataset:
-    """The images of the folder `predict_folder` as this run's network sees them, without its training data.
-
-    A file name is the id of those that have the same stem.
+def find_new_folder(config: Config) -> Path:
+    """The folder of new images that `predict_folder` names.
 
     Raises:
         FileNotFoundError: no such folder, or no images in it.
     """
     places = [Path(config.predict_folder).expanduser(), find_repository() / config.predict_folder]
-    found = next(filter(None, map(find_files, places)), {})
-    if not found:
-        raise FileNotFoundError(
-            f"no images in {' or '.join(map(str, dict.fromkeys(places)))}; expected files ending in "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
+    for place in places:
+        if find_files(place):
+            return place.resolve()
+    raise FileNotFoundError(
+        f"no images in {' or '.join(map(str, dict.fromkeys(places)))}; expected a folder with files ending "
+        f"in {', '.join(sorted(IMAGE_SUFFIXES))}"
+    )
+
+
+def name_predictions(folder: Path) -> str:
+    """A name for the predictions of new images: their folder's, and a checksum of where it is."""
+    return f"{folder.name or 'root'}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
+
+
+def make_new_dataset(config: Config, run_dir: Path, folder: Path) -> SegmentationDataset:
+    """The images of a folder as this run's network sees them, without its training data.
+
+    Their ids are the files' stems or, where two files have one, the names of all.
+    """
+    found = find_files(folder)
+    is_unique = all(len(paths) == 1 for paths in found.values())
     cases = [
-        Case(stem if len(paths) == 1 else printable(path.name), path)
+        Case(stem if is_unique else printable(path.name), path)
         for stem, paths in found.items()
         for path in paths
     ]

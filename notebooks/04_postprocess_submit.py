@@ -14,7 +14,7 @@
 #
 # *Input:* the trained folds of `runs/<run>/`; nothing is trained here. *Artifacts:* `postprocess.json`,
 # `predicted_masks/*.png`, `submission.csv`, `examples.png`, `summary.json`; of new images, all but the first
-# and the last below `predictions/<folder>/`.
+# and the last below `predictions/<folder>-<checksum of its path>/`.
 
 # %%
 from pathlib import Path
@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 from IPython.display import display
 
-from ctseg.contest import TEST_MASKS
-from ctseg.data import drop_unreadable, png_path, read_image, read_mask
+from ctseg.check import check_images, print_warnings
+from ctseg.data import drop_unreadable, read_image
 from ctseg.files import atomic_path, lock_folder, write_json
 from ctseg.folds import find_folds, load_folds
 from ctseg.phantom import read_kinds
-from ctseg.plots import plot_cases, plot_gains, plot_scores, table
+from ctseg.plots import plot_cases, plot_gains, plot_predictions, plot_scores, table
 from ctseg.postprocess import (
     PostProcess,
     choose_postprocess,
@@ -36,9 +36,17 @@ from ctseg.postprocess import (
     read_choice,
     tabulate_choice,
 )
-from ctseg.predict import OutOfFold, predict_masks, read_masks, score_masks, write_masks
+from ctseg.predict import OutOfFold, find_true_masks, predict_masks, read_masks, score_masks, write_masks
 from ctseg.report import summarize, write_summary
-from ctseg.runs import make_config, make_dataset, make_new_dataset, open_run, read_parameters
+from ctseg.runs import (
+    find_new_folder,
+    make_config,
+    make_dataset,
+    make_new_dataset,
+    name_predictions,
+    open_run,
+    read_parameters,
+)
 from ctseg.submission import check_submission, write_submission
 from ctseg.tables import check_tables
 
@@ -63,8 +71,9 @@ config
 fold_dirs = find_folds(run_dir)
 print(f"using {', '.join(fold_dir.name for fold_dir in fold_dirs)} of {config.n_folds}")
 if config.predict_folder:
-    validation, test = None, make_new_dataset(config, run_dir)
-    out_dir = run_dir / "predictions" / "_".join(Path(config.predict_folder).resolve().parts[1:][-2:])
+    new_folder = find_new_folder(config)
+    validation, test = None, make_new_dataset(config, run_dir, new_folder)
+    out_dir = run_dir / "predictions" / name_predictions(new_folder)
 else:
     train, test, out_dir = make_dataset(config, "train"), make_dataset(config, "test"), run_dir
     check_tables(Path(config.data_root), config, limit=100)
@@ -113,7 +122,9 @@ if validation:
     display(table(rows), plot_gains(rows))
 else:
     chosen = read_choice(run_dir / "postprocess.json", otherwise=baseline)
-print(f"chosen: {chosen}")
+    if not (run_dir / "postprocess.json").is_file():
+        print("nothing is decided yet: run this notebook without predict_folder first for the best masks")
+print(f"post-processing: {chosen}")
 
 # %% [markdown]
 # ## The score to trust
@@ -145,6 +156,7 @@ if config.predict_folder:
     test, unreadable = drop_unreadable(test)
     for image_id, reason in unreadable.items():
         print(f"left out {image_id}: {reason}")
+    print_warnings(check_images(new_folder, test))
 if not test:
     print("no images to predict, so no submission: see -p test_images and -p predict_folder")
 
@@ -160,16 +172,12 @@ if test:
 # phantom's are in `test_masks/` next to it.
 
 # %%
-test_masks = Path(config.data_root).parent / TEST_MASKS
-has_truth = bool(test) and not config.predict_folder and test_masks.is_dir()
+true_masks = None
 if test:
+    if not config.predict_folder:
+        true_masks = find_true_masks(Path(config.data_root), test.cases)
     first = test.cases[: 48 if config.predict_folder else 6]
-    figure = plot_cases(
-        [read_image(case.image, window=test.window) for case in first],
-        [read_mask(test_masks / f"{case.image_id}.png") for case in first] if has_truth else None,
-        [read_mask(png_path(mask_dir, case.image_id)) for case in first],
-        titles=[case.image_id for case in first],
-    )
+    figure = plot_predictions(first, mask_dir, window=test.window, true_masks=true_masks)
     with atomic_path(out_dir / "examples.png") as partial:
         figure.savefig(partial, dpi=110, bbox_inches="tight")
     display(figure)
@@ -183,9 +191,9 @@ if test:
 scores = {}
 if validation:
     scores = {"validation, plain threshold": baseline_scores, "validation, cross-fitted": fitted_scores}
-if has_truth:
-    test_scores = score_masks(mask_dir, test_masks)
-    hard = {image_id for image_id, kind in read_kinds(test_masks.parent).items() if kind != "plain"}
+if true_masks:
+    test_scores = score_masks(mask_dir, true_masks)
+    hard = {image_id for image_id, kind in read_kinds(true_masks.parent).items() if kind != "plain"}
     scores["test"] = list(test_scores.values())
     scores["test, hard cases"] = [dice for image_id, dice in test_scores.items() if image_id in hard]
     scores["test, plain cases"] = [dice for image_id, dice in test_scores.items() if image_id not in hard]

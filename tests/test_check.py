@@ -16,8 +16,9 @@ from scipy import ndimage
 from tifffile import imwrite
 
 from ctseg import check
-from ctseg.check import check_dataset, measure_shift
+from ctseg.check import check_dataset, check_images, measure_shift, print_warnings
 from ctseg.data import (
+    Case,
     SegmentationDataset,
     find_cases,
     find_window,
@@ -673,3 +674,24 @@ def test_three_in_five_shifted_real_masks_and_an_inverted_are_found():
     name = cases[0].image_id
     found = check._check_inverted(thumbnails | {name: 1 - thumbnails[name]})
     assert [row["file"] for row in found] == [name]
+
+
+def test_new_images_that_are_read_otherwise_than_expected_are_listed(tmp_path, capsys):
+    save_image(tmp_path / "plain.png", np.zeros((20, 20), np.uint16))
+    save_image(tmp_path / "eight.png", np.zeros((20, 20), np.uint8))
+    frames = [Image.new("L", (20, 20), value) for value in (0, 9)]
+    frames[0].save(tmp_path / "stack.tif", save_all=True, append_images=frames[1:])
+    (tmp_path / "more").mkdir()
+    cases = [Case(path.stem, path) for path in sorted(tmp_path.glob("*.*"))]
+    rows = check_images(tmp_path, SegmentationDataset(cases, EvalTransform(32), (0, 9)))
+    found = {(row["file"], row["problem"]) for row in rows if row["severity"] == "warning"}
+    assert found == {
+        (tmp_path.name, "left out: more (1)"),
+        ("eight.png", "8 bits, where others have 16"),
+        ("stack.tif", "8 bits, where others have 16"),
+        ("stack.tif", "several frames: 2"),
+    }
+    print_warnings(rows)
+    assert capsys.readouterr().out.count("warning: ") == 4
+    rows = check_images(tmp_path, SegmentationDataset(cases, EvalTransform(32)))
+    assert not [row for row in rows if "8 bits" in row["problem"]]

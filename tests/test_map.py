@@ -31,7 +31,7 @@ IMPORTS = {
     "metrics": set(),
     "train": {"augment", "config", "data", "device", "files", "losses", "metrics", "predict", "seeds"}
     | {"transforms", "weights"},
-    "predict": {"data", "device", "files", "metrics", "postprocess", "transforms"},
+    "predict": {"contest", "data", "device", "files", "metrics", "postprocess", "transforms"},
     "postprocess": {"files", "metrics", "transforms"},
     "submission": {"contest", "data", "files"},
     "split": {"data", "transforms"},
@@ -39,7 +39,7 @@ IMPORTS = {
     "check": {"arguments", "config", "contest", "data", "files", "folders", "masks", "paths", "split"}
     | {"tables", "transforms"},
     "explore": {"data", "metrics", "transforms"},
-    "plots": set(),
+    "plots": {"data"},
     "report": {"files", "metrics"},
     "fingerprint": {"data", "files"},
     "runs": {"config", "contest", "data", "files", "fingerprint", "folders", "model", "paths"}

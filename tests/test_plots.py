@@ -5,8 +5,10 @@ import io
 import numpy as np
 import pytest
 import torch
+from conftest import save_image
 from matplotlib.colors import to_hex
 
+from ctseg.data import Case
 from ctseg.plots import (
     new_axes,
     plot_batch,
@@ -15,6 +17,7 @@ from ctseg.plots import (
     plot_distributions,
     plot_gains,
     plot_history,
+    plot_predictions,
     plot_scores,
     table,
 )
@@ -63,9 +66,22 @@ def test_cases_of_all_sizes_with_empty_and_full_masks_are_drawn():
     assert [axis.get_title() for axis in figure.axes] == list("abcd")
     shapes = [axis.images[0].get_array().shape[:2] for axis in figure.axes]
     assert shapes == [(30, 40), (80, 20), (50, 50), (750, 550)]  # large ones thinned out
-    assert count_outlines(figure) == [2, 0, 0, 2]
-    colors = [to_hex(outline.get_edgecolor()[0]) for outline in figure.axes[0].collections]
-    assert colors == [to_hex("lime"), to_hex("magenta")]
+
+
+def test_predictions_are_drawn_from_files_thinned_out_and_empty_ones_named(tmp_path):
+    image = np.zeros((1200, 900), np.uint8)
+    cases = [Case(name, save_image(tmp_path / f"{name}.jpg", image)) for name in "ab"]
+    for folder, n_rows in (("predicted", (0, 600)), ("true", (5, 600))):
+        (tmp_path / folder).mkdir()
+        for case, n in zip(cases, n_rows):
+            mask = np.repeat(np.arange(1200)[:, None] < n, 900, axis=1)
+            save_image(tmp_path / folder / f"{case.image_id}.png", mask)
+    figure = plot_predictions(cases, tmp_path / "predicted", true_masks=tmp_path / "true")
+    draw(figure)
+    assert [axis.get_title() for axis in figure.axes] == ["a: empty", "b"]
+    assert [axis.images[0].get_array().shape[:2] for axis in figure.axes] == [(600, 450)] * 2
+    assert count_outlines(figure) == [1, 2]
+    assert count_outlines(plot_predictions(cases, tmp_path / "predicted")) == [0, 1]
 
 
 def test_images_alone_are_drawn_without_outlines_in_a_grid():

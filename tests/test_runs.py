@@ -5,6 +5,7 @@ import math
 import shutil
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from ctseg.config import Config
 from ctseg.data import drop_unreadable
 from ctseg.files import write_text
 from ctseg.runs import (
+    find_new_folder,
     make_config,
     make_dataset,
     make_network,
     make_new_dataset,
+    name_predictions,
     open_run,
     read_config,
     read_parameters,
@@ -338,21 +341,34 @@ def test_new_images_need_no_training_data(tiny, tmp_path, monkeypatch):
     before = sorted(path for path in run_dir.rglob("*"))
     new = tmp_path / "new images"
     new.mkdir()
-    for name in ("a.png", "b.jpg", "b.png"):
+    for name in ("a.png", "b.jpg", "b.png", "b.jpg.png"):
         save_image(new / name, IMAGE)
     (new / "c.png").write_bytes(b"no image")
     shutil.rmtree(tiny)
     config = make_config(run="a", predict_folder=str(new), submission_columns="id,rle")
     assert open_run(config) == run_dir and sorted(path for path in run_dir.rglob("*")) == before
-    dataset, unreadable = drop_unreadable(make_new_dataset(config, run_dir))
-    assert [case.image_id for case in dataset.cases] == ["a", "b.jpg", "b.png"]
-    assert unreadable.keys() == {"c"} and "cannot identify" in unreadable["c"]
+    dataset, unreadable = drop_unreadable(make_new_dataset(config, run_dir, find_new_folder(config)))
+    assert [case.image_id for case in dataset.cases] == ["a.png", "b.jpg", "b.png", "b.jpg.png"]
+    assert unreadable.keys() == {"c.png"} and "cannot identify" in unreadable["c.png"]
     for path in new.glob("[ab].*"):
         path.unlink()
     with pytest.raises(ValueError, match="none of 1 images can be read; the first: cannot read .*c.png"):
-        drop_unreadable(make_new_dataset(config, run_dir))
-    with pytest.raises(FileNotFoundError, match="no images in .*nowhere"):
-        make_new_dataset(make_config(run="a", predict_folder="nowhere"), run_dir)
+        drop_unreadable(make_new_dataset(config, run_dir, new))
+    for name in ("nowhere", str(new / "c.png")):
+        with pytest.raises(FileNotFoundError, match=f"no images in .*{name}.*; expected a folder with files"):
+            find_new_folder(make_config(run="a", predict_folder=name))
+
+
+def test_the_predictions_of_each_folder_have_a_folder_of_their_own(monkeypatch, tmp_path):
+    paths = ["/", "/data", "/a/study/images", "/b/study/images"]
+    names = [name_predictions(Path(path)) for path in paths]
+    assert len(set(names)) == 4 and all(Path(name).name == name for name in names)
+    assert names[0].startswith("root-") and names[2].startswith("images-")
+    save_image(tmp_path / "a.png", np.zeros((2, 2), np.uint8))
+    config = make_config(run="a", predict_folder="..")
+    assert find_new_folder(config) == tmp_path
+    monkeypatch.chdir("/")
+    assert find_new_folder(make_config(run="a", predict_folder=str(tmp_path))) == tmp_path
 
 
 def test_new_images_of_16_bits_are_seen_through_the_windows_of_training(tiny, tmp_path):
@@ -362,10 +378,10 @@ def test_new_images_of_16_bits_are_seen_through_the_windows_of_training(tiny, tm
     run_dir = begin_run(tiny)
     (tmp_path / "new").mkdir()
     save_image(tmp_path / "new" / "a.png", np.full((5, 5), 2000, np.uint16))
-    window = make_dataset(make_config(run="a"), "train").window
-    assert make_new_dataset(make_config(run="a", predict_folder="new"), run_dir).window == window
+    window, new = make_dataset(make_config(run="a"), "train").window, tmp_path / "new"
+    assert make_new_dataset(make_config(run="a", predict_folder="new"), run_dir, new).window == window
     given = make_config(run="a", predict_folder="new", window_low=0, window_high=9)
-    assert make_new_dataset(given, run_dir).window == (0, 9)
+    assert make_new_dataset(given, run_dir, new).window == (0, 9)
     with pytest.raises(ValueError, match="other settings .window_low: got 0.0, stored None"):
         open_run(given)  # training saw its images otherwise
 
@@ -377,9 +393,10 @@ def test_a_window_may_be_given_for_new_images_of_16_bits_where_training_had_8(ti
     shutil.rmtree(tiny)
     config = make_config(run="a", predict_folder="new", window_low=0, window_high=4000)
     assert open_run(config) == run_dir
-    assert make_new_dataset(config, run_dir).read(0)[0].max() == 128
+    assert make_new_dataset(config, run_dir, tmp_path / "new").read(0)[0].max() == 128
     with pytest.raises(ValueError, match="needs window_low and window_high"):
-        drop_unreadable(make_new_dataset(make_config(run="a", predict_folder="new"), run_dir))
+        without = make_config(run="a", predict_folder="new")
+        drop_unreadable(make_new_dataset(without, run_dir, tmp_path / "new"))
 
 
 def test_a_data_set_and_a_network_are_made_as_the_config_says(phantom):
