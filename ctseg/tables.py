@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from ctseg.submission import decode_rle, encode_rle, make_reader
 _NUMBERINGS = [{"pixel_order": order, "first_pixel": first} for order in "CF" for first in (1, 0)]
 _NAMES_OF_CODES = re.compile(r"mask|rle|pixel|predict|encod|segment|code", re.IGNORECASE)
 _RUNS = re.compile(r"\s*\d+\s+\d+(\s+\d+\s+\d+)*\s*")
+_NO_RUN = re.compile(r"\s*[01] [01]\s*")  # how some contests write a mask without foreground
+_SAMPLE = re.compile(r"sample(?!s[^u])")  # sample_submission, SampleSubmission, but not samples
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ def check_tables(root: Path, contest: Contest, *, limit: int | None = None) -> N
     """Check the settings against the tables that come with the data: `*.csv` in `root` or the folder above.
 
     A table with "sample" in its name is this contest's sample submission if it has its test images or its
-    columns, or lies in `root` and is called a submission. Run-length codes of training masks may be in any
-    table. Other tables are ignored.
+    columns, or lies in `root` and is called a submission; in the folder above, where other contests' may be,
+    if most of its rows are of test images. Run-length codes of training masks may be in any table. Other
+    tables are ignored.
 
     Args:
         limit: how many codes of a table are compared with their masks, evenly spread; None for all.
@@ -63,10 +66,11 @@ def check_tables(root: Path, contest: Contest, *, limit: int | None = None) -> N
     test = {stem: paths[0] for stem, paths in find_test_files(folders, contest).items()}
     told, columns, lines = {}, {}, []
     has_sample = False
-    for path in sorted([*root.glob("[!.]*.csv"), *filter(Path.is_file, root.parent.glob("[!.]*.csv"))]):
+    paths = [*root.glob("[!.]*.csv"), *root.parent.glob("[!.]*.csv")]
+    for path in sorted(filter(Path.is_file, paths)):
         codes, sample = _read_table(path, images), _read_table(path, test)
         found = {}
-        if "sample" in path.name.lower() and _is_ours(sample, root, contest):
+        if _SAMPLE.search(path.name.lower()) and _is_ours(sample, test, root, contest):
             columns = found = _read_sample(sample, test, contest)
             has_sample = True
         elif codes.ids:
@@ -90,8 +94,9 @@ def _read_table(path: Path, images: Mapping[str, Path]) -> _Table:
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = make_reader(file)
+            reader.restval = ""  # as in a footer
             columns, rows = list(reader.fieldnames or ()), list(islice(reader, 100))
-            hits = {name: sum(row[name] in names or row[name] in images for row in rows) for name in columns}
+            hits = {name: sum(_find_stem(row[name], images) is not None for row in rows) for name in columns}
             ids = max(hits, key=hits.get, default="")
             if not hits.get(ids):
                 return _Table(path, columns, rows, "")
@@ -102,10 +107,13 @@ def _read_table(path: Path, images: Mapping[str, Path]) -> _Table:
     return _Table(path, columns, rows, ids, any(row[ids] in names for row in rows))
 
 
-def _is_ours(table: _Table, root: Path, contest: Contest) -> bool:
+def _is_ours(table: _Table, test: Mapping[str, Path], root: Path, contest: Contest) -> bool:
     """Whether a table that is called a sample is this contest's sample submission."""
-    is_called_so = table.path.parent == root and "submission" in table.path.name.lower()
-    return bool(table.ids or table.columns == list(contest.read_columns()) or is_called_so)
+    has_columns = table.columns == list(contest.read_columns())
+    if table.path.parent == root:
+        return bool(table.ids or has_columns or "submission" in table.path.name.lower())
+    known = [_find_stem(row[table.ids], test) for row in table.rows if table.ids]
+    return has_columns if not test else len(known) - known.count(None) > len(known) / 2
 
 
 def _read_sample(table: _Table, test: Mapping[str, Path], contest: Contest) -> dict:
@@ -114,7 +122,8 @@ def _read_sample(table: _Table, test: Mapping[str, Path], contest: Contest) -> d
     A contest that takes notebooks only has other test images when it scores.
 
     Raises:
-        ValueError: its ids are not the test images', or a column has values that the kit cannot know.
+        ValueError: its ids are not the test images' or are repeated, or a column has values that the kit
+            cannot know.
     """
     if len(table.columns) < 2:
         raise ValueError(
@@ -129,6 +138,11 @@ def _read_sample(table: _Table, test: Mapping[str, Path], contest: Contest) -> d
             f"{table.path}: its ids and the test images differ in {abridge(map(str, odd))}; get the missing "
             "files, or the contest's data again"
         )
+    if repeated := [name for name, count in Counter(row[ids] for row in table.rows).items() if count > 1]:
+        raise ValueError(
+            f"{table.path} has several rows for {abridge(repeated)}, such as one for each region or class; "
+            "the kit writes one for each image; remove the table to train all the same"
+        )
     found = {"id_with_extension": table.has_extensions} if test else {}
     return (
         found if is_usual else found | {"submission_columns": _derive_columns(replace(table, ids=ids), test)}
@@ -140,7 +154,7 @@ def _derive_columns(table: _Table, images: Mapping[str, Path]) -> str:
     others = [name for name in table.columns if name != table.ids]
     named = [name for name in others if _NAMES_OF_CODES.search(name)] or others
     # "ImageId,EncodedPixels,PredictedClass": the name alone does not tell.
-    named = [name for name in named if any(_RUNS.fullmatch(row[name] or "") for row in table.rows)] or named
+    named = [name for name in named if any(_RUNS.fullmatch(row[name]) for row in table.rows)] or named
     entries = {}
     for name in table.columns:
         if name == table.ids:
@@ -172,12 +186,15 @@ def _find_value(table: _Table, name: str, images: Mapping[str, Path]) -> str:
     ]
     if sides:  # of square images, the name tells
         return "{width}" if len(sides) == 2 and "w" in name.lower() else sides[0]
-    values = {row[name] or "" for row in table.rows}
-    if len(values) == 1:
+    values = {row[name] for row in table.rows}
+    if not rows and name.lower() in ("height", "width"):  # a row in place of images that nobody has
+        return f"{{{name.lower()}}}"
+    if len(values) == 1 and "," not in min(values):
         return values.pop()
     raise ValueError(
-        f"{table.path}: the column {name} differs from row to row; expected an id, a code, a constant, the "
-        f"image's height or width; pass -p submission_columns with a value for it, such as 'ID,{name}=1,Mask'"
+        f"{table.path}: the column {name} is not the same in all rows, or holds commas; expected an id, a "
+        f"code, a constant, the image's height or width; pass -p submission_columns with a value for it, such "
+        f"as 'ID,{name}=1,Mask'"
     )
 
 
@@ -192,7 +209,7 @@ def _read_codes(table: _Table, masks: Mapping[str, Path], contest: Contest, limi
     """
     usual = {value: name for name, value in contest.read_columns().items()}["{mask}"]
     for column in sorted(table.columns, key=lambda name: name != usual):
-        has_runs = any(_RUNS.fullmatch(row[column] or "") for row in table.rows[:100])
+        has_runs = any(_RUNS.fullmatch(row[column]) for row in table.rows[:100])
         if has_runs or column == usual:
             has_to_fit = has_runs and column == usual
             found = _read_numbering(table, column, masks, contest, limit, has_to_fit)
@@ -224,8 +241,8 @@ def _read_numbering(
     fitting, empty = [usual, *(numbering for numbering in _NUMBERINGS if numbering != usual)], None
     n_fitting, odd = 0, []
     for row in rows[:: math.ceil(len(rows) / limit) if limit and rows else 1]:
-        mask, code = read_mask(masks[stems[row[table.ids]]], mask_set), row[column] or ""
-        if not mask.any() and (code == "1 1" or not _RUNS.fullmatch(code)):
+        mask, code = read_mask(masks[stems[row[table.ids]]], mask_set), row[column]
+        if not mask.any() and (_NO_RUN.fullmatch(code) or not _RUNS.fullmatch(code)):
             empty = code
             continue
         found = [numbering for numbering in fitting if _fits(code, mask, replace(contest, **numbering))]
@@ -237,8 +254,9 @@ def _read_numbering(
             break  # these are no codes
     if odd and (n_fitting or has_to_fit):
         raise ValueError(
-            f"{table.path}, {table.ids} {odd[0]}: a run-length code of another mask, in any order; fix the "
-            "table or the mask, or remove the table"
+            f"{table.path}, {table.ids} {odd[0]}: a run-length code of another mask, in any order "
+            f"({len(odd)} of {len(odd) + n_fitting} codes); fix the table or the mask or, if images were "
+            "resized or the codes are predictions, remove the table"
         )
     if odd or not rows:
         return None
@@ -246,8 +264,10 @@ def _read_numbering(
 
 
 def _find_stem(name: str, masks: Mapping[str, Path]) -> str | None:
-    """The stem of an image by its id, with or without an extension; None if it has no mask."""
-    return next((stem for stem in (name, name.rpartition(".")[0]) if stem in masks), None)
+    """The stem of an image by its id, its file's name or its path; None if there is none."""
+    file = PurePosixPath(name)
+    known = (stem for stem in (name, file.name, file.stem) if stem in masks)
+    return next(known, None) if name else None
 
 
 def _fits(code: str, mask: np.ndarray, contest: Contest) -> bool:

@@ -228,7 +228,6 @@ ERRORS = {
         "has the columns id,rle, but the settings say the columns ID,Mask",
         lambda r: write_sample(r, "id,rle\ntest_000,1 1\ntest_001,1 1\n"),
     ),
-    "a table that cannot be read": ("CSV files", "Is a directory", lambda r: (r / "train.csv").mkdir()),
 }
 WARNINGS = {
     "no test images": ("Test/Image", "no test images", lambda r: shutil.rmtree(r / "Test")),

@@ -143,7 +143,7 @@ def test_other_columns_are_derived_from_a_sample(tiny, header, row, expected):
 def test_a_column_that_the_kit_cannot_know_is_said_so(tiny):
     Image.new("RGB", (40, 30)).save(tiny / "Test" / "Image" / "case_8.png")
     write(tiny, "sample_submission.csv", "id,fold,rle\ncase_8,1,\ncase_9,2,\n")
-    with pytest.raises(ValueError, match="column fold differs from row to row.*such as 'ID,fold=1,Mask'"):
+    with pytest.raises(ValueError, match="column fold is not the same in all rows.*such as 'ID,fold=1,Mask'"):
         check_tables(tiny, A0)
 
 
@@ -159,6 +159,7 @@ def test_a_column_that_the_kit_cannot_know_is_said_so(tiny):
         ("train.csv", "ID,Mask\ncase_1,Mask/case_1.png\n"),
         ("train.csv", "ID,Label,Mask\ncase_1,benign,\n"),
         ("empty_sample.csv", ""),
+        ("samples.csv", "ID,split\ncase_1,train\ncase_9,test\n"),
     ],
 )
 def test_tables_of_other_things_are_ignored(tiny, place, name, text):
@@ -167,8 +168,13 @@ def test_tables_of_other_things_are_ignored(tiny, place, name, text):
 
 
 def test_another_contests_sample_in_the_folder_above_is_ignored(tiny):
-    write(tiny.parent, "sample_submission_of_ships.csv", "ImageId,EncodedPixels\nabc.jpg,1 1\n")
-    check_tables(tiny, A0)
+    for text in ("ImageId,EncodedPixels\nabc.jpg,1 1\n", "ID,Mask\nabc,\n", "id,rle\ncase_9,\na,\nb,\n"):
+        write(tiny.parent, "sample_submission_of_ships.csv", text)
+        check_tables(tiny, A0)
+    write(tiny.parent, "sample_submission_of_ships.csv", "id,rle\ncase_9,\n")
+    with pytest.raises(ValueError, match="pass -p submission_columns id,rle"):
+        check_tables(tiny, A0)
+    (tiny.parent / "sample_submission_of_ships.csv").unlink()
     write(
         tiny, "sample_submission.csv", "ImageId,EncodedPixels\nabc.jpg,1 1\n"
     )  # next to the data it is ours
@@ -181,7 +187,7 @@ def test_rows_of_several_regions_or_classes_are_no_contradiction(tiny):
     check_tables(tiny, A0)
 
 
-@pytest.mark.parametrize("code", ["-1", "1 1", ""])
+@pytest.mark.parametrize("code", ["-1", "1 1", "0 0", "1 0", ""])
 def test_the_text_of_an_empty_mask_is_derived(tiny, code):
     Image.new("L", (40, 30)).save(tiny / "Train" / "Mask" / "case_1.png")
     write(tiny, "train.csv", f"ID,Mask\ncase_1,{code}\n")
@@ -196,6 +202,36 @@ def test_a_contest_that_takes_notebooks_only_may_list_images_that_nobody_has(tin
     with pytest.raises(ValueError, match="its ids and the test images differ in hidden"):
         check_tables(tiny, A0)
     check_tables(tiny, Contest(notebooks_only=True))
+    write(tiny, "sample_submission.csv", "id,height,width,predicted\nhidden,30,40,\n")
+    with pytest.raises(ValueError, match="but the settings say") as caught:
+        check_tables(tiny, Contest(notebooks_only=True))
+    assert read_advice(caught.value) == {"submission_columns": "id,height={height},width={width},predicted"}
+
+
+def test_a_sample_of_several_rows_for_an_image_is_refused(tiny):
+    write(tiny, "sample_submission.csv", "ID,Mask\ncase_9,\ncase_9,\n")
+    with pytest.raises(ValueError, match="has several rows for case_9 .1., .*remove the table to train"):
+        check_tables(tiny, A0)
+
+
+@pytest.mark.parametrize("name", ["{}.jpg", "{}.PNG", "Train/Image/{}.png", "{}"])
+def test_codes_are_compared_whatever_their_ids_have_more_than_the_stem(tiny, name):
+    code = encode_rle(read_mask(tiny / "Train" / "Mask" / "case_1.png"), Contest(pixel_order="F"))
+    write(tiny, "train.csv", f"split,ID,Mask\ntrain,{name.format('case_1')},{code}\ntotal 1\n")
+    with pytest.raises(ValueError, match="pass -p pixel_order F$"):
+        check_tables(tiny, A0)
+
+
+def test_codes_of_other_masks_say_how_many_and_what_may_have_been(tiny):
+    write(tiny, "train.csv", "ID,Mask\ncase_1,1 5\ncase_2,3 9\n")
+    with pytest.raises(ValueError, match="case_1: .*2 of 2 codes.*resized or the codes are predictions"):
+        check_tables(tiny, A0)
+
+
+def test_folders_and_broken_links_are_no_tables(tiny):
+    (tiny / "train.csv").mkdir()
+    (tiny / "sample_submission.csv").symlink_to("nowhere")
+    check_tables(tiny, A0)
 
 
 def test_a_sample_of_one_column_is_said_to_lack_the_other(tiny):
