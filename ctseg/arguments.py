@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ctseg.config import check_names, parse_value
+
+_VALUE = "="  # before a value, so that argparse does not take -mask for an option
 
 
 def add_parameters(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +26,18 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", "--file", type=Path, **again, help="YAML or JSON with parameters, such as a run's config.json"
     )
+
+
+def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line (None: the program's own) in which a parameter's value may begin with a dash."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    values = [place + 2 for place, word in enumerate(words[:-2]) if word in ("-p", "-r")]
+    for place in values:
+        words[place] = _VALUE + words[place]
+    given = parser.parse_args(words)
+    for pairs in (given.p, given.r):
+        pairs[:] = [(name, value.removeprefix(_VALUE)) for name, value in pairs]
+    return given
 
 
 def read_arguments(given: argparse.Namespace) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from scipy import ndimage
 
-from ctseg.arguments import add_parameters, read_arguments
+from ctseg.arguments import add_parameters, parse_arguments, read_arguments
 from ctseg.config import Config, fill_settings
-from ctseg.contest import A0, Contest
+from ctseg.contest import Contest
 from ctseg.data import (
     Case,
     MaskSet,
@@ -84,7 +84,7 @@ class _Findings:
     gain: float = 0.0  # see `measure_shift`
 
 
-def check_dataset(root: str | Path, contest: Contest = A0, *, has_window: bool = False) -> list[dict]:
+def check_dataset(root: str | Path, contest: Contest, *, has_window: bool = False) -> list[dict]:
     """Report every problem of a data set as rows of severity, file, problem and remedy; no row, no problem.
 
     An "error" stops training or prediction until it is fixed; a "warning" is read as its remedy states; a
@@ -715,7 +715,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Check a data set: what is wrong, and what to do about it.")
     parser.add_argument("data_root", nargs="?", default="", help="its folder; nothing to look for it")
     add_parameters(parser)
-    given = parser.parse_args()
+    given = parse_arguments(parser)
     try:
         parameters = read_arguments(given)
         config = Config(**fill_settings(parameters))

@@ -149,7 +149,10 @@ def _check_type(name: str, value: Any, allowed: tuple[type, ...]) -> None:
     accepted = {*allowed, int} if float in allowed else set(allowed)
     if type(value) not in accepted:
         expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
-        fix = "; YAML takes off, no, on and yes for one: write it in quotes" if type(value) is bool else ""
+        fix = ""
+        if type(value) is bool and {str, type(None)} & set(allowed):
+            written = "it in quotes" if str in allowed else "null for none"
+            fix = f"; YAML takes off, no, on and yes for True and False: write {written}"
         raise TypeError(f"parameter {name}: got {value!r} ({type(value).__name__}), expected {expected}{fix}")
 
 
@@ -239,7 +242,7 @@ def _convert(name: str, value: Any) -> Any:
         return str(value) if isinstance(value, numbers.Real | os.PathLike | datetime.date) else value
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return value
     return int(number) if float not in allowed and number.is_integer() else number
 
@@ -258,5 +261,5 @@ def parse_value(text: str) -> Any:
     """Read a setting's value from a command line: a number, True, False, None, else the text itself."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text

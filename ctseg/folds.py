@@ -57,9 +57,8 @@ def train_folds(
         with ThreadPoolExecutor(n_workers) as pool:
             errors = list(pool.map(partial(_try_fold, train, run_dir), folds))
     else:
-        train = partial(
-            train_fold, config, run_dir, training_set, fold_of_case, budget_seconds=budget_seconds
-        )
+        inputs = (config, run_dir, training_set, fold_of_case)
+        train = partial(train_fold, *inputs, budget_seconds=budget_seconds, claim=partial(_claim, *inputs))
         errors = [_try_fold(train, run_dir, fold) for fold in folds]
     if all(errors):
         raise errors[-1]
@@ -156,10 +155,11 @@ def train_fold(
     fold: int,
     *,
     budget_seconds: float | None = None,
+    claim: Callable[[], object] = lambda: None,
 ) -> None:
     """Train one fold and, last of all, keep its out-of-fold predictions, made with the weights it kept.
 
-    Does nothing if the fold is finished.
+    Does nothing if the fold is finished. `claim`: see `train_model`.
 
     Raises:
         MemoryError: the GPU's memory is too small; the message names a batch size to try.
@@ -182,12 +182,6 @@ def train_fold(
             f"{len(validation)} images; start from other weights, or do not trust its score",
             flush=True,
         )
-
-    def claim() -> None:
-        """Another process may have opened the run, before it was begun, with other settings or data."""
-        check_settings(config, run_dir)
-        check_still_kept(run_dir, training_set, fold_of_case)
-
     with _explained_memory(config.batch_size):
         train_model(
             learner,
@@ -201,6 +195,12 @@ def train_fold(
         )
         load_weights(learner.model, fold_dir / "best_unet_model.pth")
         write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta)
+
+
+def _claim(config: Config, run_dir: Path, training_set: TrainingSet, fold_of_case: np.ndarray) -> None:
+    """Raise a ValueError if another process has meanwhile opened the run with other settings or data."""
+    check_settings(config, run_dir)
+    check_still_kept(run_dir, training_set, fold_of_case)
 
 
 def _find_trained_on(config: Config, last: Path) -> set[str]:
@@ -257,7 +257,8 @@ def _work(run_dir: Path, budget_seconds: float | None, fold: int) -> None:
     config = make_config(run=run_dir.name)
     training_set = load_training_set(make_dataset(config, "train"))
     fold_of_case = assign_folds(config, run_dir, training_set)
-    train_fold(config, run_dir, training_set, fold_of_case, fold, budget_seconds=budget_seconds)
+    inputs = (config, run_dir, training_set, fold_of_case)
+    train_fold(*inputs, fold, budget_seconds=budget_seconds, claim=partial(_claim, *inputs))
 
 
 if __name__ == "__main__":

@@ -222,8 +222,10 @@ def make_dataset(config: Config, subset: str) -> SegmentationDataset:
     A 16-bit window always comes from the training images.
     """
     root = Path(config.data_root)
-    window = find_window(find_cases(root, "train", config), config.window_low, config.window_high)
-    return SegmentationDataset(find_cases(root, subset, config), _make_transform(config), window)
+    train = find_cases(root, "train", config)
+    cases = train if subset == "train" else find_cases(root, subset, config)
+    window = find_window(train, config.window_low, config.window_high)
+    return SegmentationDataset(cases, _make_transform(config), window)
 
 
 def find_new_folder(config: Config) -> Path:

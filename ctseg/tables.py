@@ -193,7 +193,7 @@ def _find_value(table: _Table, name: str, images: Mapping[str, Path]) -> str:
         return values.pop()
     raise ValueError(
         f"{table.path}: the column {name} is not the same in all rows, or holds commas; expected an id, a "
-        f"code, a constant, the image's height or width; pass -p submission_columns with a value for it, such "
+        "code, a constant, the image's height or width; pass -p submission_columns with a value for it, such "
         f"as 'ID,{name}=1,Mask'"
     )
 

@@ -20,7 +20,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from papermill.parameterize import parameterize_notebook
 
-from ctseg.arguments import add_parameters, read_arguments
+from ctseg.arguments import add_parameters, parse_arguments, read_arguments
 from ctseg.config import Config, fill_settings
 from ctseg.contest import A0
 from ctseg.files import print_anywhere, read_json, write_json, write_text
@@ -327,7 +327,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("dataset", "model", "kernel"):
         add(f"--{name}", **again, help=f"a {name} on Kaggle to attach; may be given again")
     add("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
-    return parser.parse_args(argv)
+    return parse_arguments(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg.arguments import add_parameters, read_arguments
+from ctseg.arguments import add_parameters, parse_arguments, read_arguments
 from ctseg.config import Config
 from ctseg.data import find_cases
 from ctseg.files import PARTIAL, print_anywhere, read_json, write_json
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", default="kaggle", help="whose submission to submit")
     parser.add_argument("--data", default="", help="the data set, to check a submission against")
     add_parameters(parser)
-    given = parser.parse_args(argv)
+    given = parse_arguments(parser, argv)
     actions = {
         "push": push,
         "output": lambda: fetch_output(given.data, read_arguments(given)),

@@ -19,6 +19,7 @@ import torch
 from kaggle_server import KaggleServer
 from PIL import Image
 
+from ctseg.contest import A0
 from ctseg.data import SegmentationDataset, TrainingSet, find_cases, load_training_set
 from ctseg.files import write_text
 from ctseg.folds import assign_folds
@@ -76,7 +77,7 @@ def tiny(tmp_path) -> Path:
 
 def load_cases(root: Path, size: int = 32) -> TrainingSet:
     """The training cases of a data set in memory, `size` pixels wide."""
-    return load_training_set(SegmentationDataset(find_cases(root, "train"), EvalTransform(size)))
+    return load_training_set(SegmentationDataset(find_cases(root, "train", A0), EvalTransform(size)))
 
 
 def begin_run(data_root: Path, **settings) -> Path:

@@ -4,13 +4,13 @@ import argparse
 
 import pytest
 
-from ctseg.arguments import add_parameters, read_arguments
+from ctseg.arguments import add_parameters, parse_arguments, read_arguments
 
 
 def read(*words) -> dict:
     parser = argparse.ArgumentParser()
     add_parameters(parser)
-    return read_arguments(parser.parse_args([str(word) for word in words]))
+    return read_arguments(parse_arguments(parser, [str(word) for word in words]))
 
 
 def test_single_values_win_over_files_and_later_files_over_earlier_ones(tmp_path):
@@ -29,6 +29,11 @@ def test_single_values_win_over_files_and_later_files_over_earlier_ones(tmp_path
         (("-p", "empty_mask", "-1"), {"empty_mask": -1}),
         (("-p", "empty_mask", "1 1"), {"empty_mask": "1 1"}),
         (("-r", "run", "007"), {"run": "007"}),
+        (
+            ("-p", "mask_suffix", "-mask", "-r", "mask_prefix", "--f"),
+            {"mask_suffix": "-mask", "mask_prefix": "--f"},
+        ),
+        (("-p", "group", "{[]: 1}"), {"group": "{[]: 1}"}),
         (("-p", "submission_columns", "id,h={height},rle"), {"submission_columns": "id,h={height},rle"}),
         (("-p", "group", r"^(v\d+)_"), {"group": r"^(v\d+)_"}),
     ],
@@ -45,3 +50,6 @@ def test_a_name_that_is_no_setting_and_a_file_that_is_none_are_refused(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="bytes.yaml is not YAML or JSON"):
         read("-f", tmp_path / "bytes.yaml")
+    (tmp_path / "broken.json").write_text('{"lr": 1,}')
+    with pytest.raises(ValueError, match="broken.json is not YAML or JSON: .*; write"):
+        read("-f", tmp_path / "broken.json")

@@ -17,6 +17,7 @@ from tifffile import imwrite
 
 from ctseg import check
 from ctseg.check import check_dataset, check_images, measure_shift, print_warnings
+from ctseg.contest import A0
 from ctseg.data import (
     Case,
     SegmentationDataset,
@@ -38,7 +39,7 @@ IMAGE, MASK, TEST = "Train/Image/train_003.jpg", "Train/Mask/train_003.png", "Te
 def sound(tmp_path_factory) -> Path:
     """A phantom whose regions are lighter than their surroundings, without which no shift of a mask shows."""
     root = write_phantom(tmp_path_factory.mktemp("sound") / "phantom", n_train=16, n_test=2)
-    for case in find_cases(root, "train"):
+    for case in find_cases(root, "train", A0):
         lighter = load(root, case.image) + 80 * read_mask(case.mask)[..., None]
         save_image(case.image, np.clip(lighter, 0, 255).astype(np.uint8), quality=95)
     return root
@@ -361,11 +362,11 @@ HARMLESS = [kind for kind, (severity, file, *_) in DAMAGE.items() if severity !=
 
 
 def test_a_sound_data_set_has_no_rows(sound):
-    assert check_dataset(sound) == []
+    assert check_dataset(sound, A0) == []
 
 
 def test_the_phantom_has_no_problems(phantom):
-    assert check_dataset(phantom) == []
+    assert check_dataset(phantom, A0) == []
 
 
 def test_sixty_kinds_of_damage_are_tried():
@@ -376,16 +377,16 @@ def test_sixty_kinds_of_damage_are_tried():
 def test_each_kind_of_damage_is_in_the_table_with_a_remedy(root, kind):
     severity, file, text, damage = DAMAGE[kind]
     damage(root)
-    rows = [row for row in check_dataset(root) if row["severity"] == severity and row["file"] == file]
+    rows = [row for row in check_dataset(root, A0) if row["severity"] == severity and row["file"] == file]
     found = any(text in f"{row['problem']}; {row['remedy']}" and row["remedy"] for row in rows)
-    assert found, check_dataset(root)
+    assert found, check_dataset(root, A0)
 
 
 @pytest.mark.parametrize("kind", HARMLESS)
 def test_warnings_and_notes_do_not_stop_a_run(root, kind):
     *_, damage = DAMAGE[kind]
     damage(root)
-    cases = find_cases(root, "train")
+    cases = find_cases(root, "train", A0)
     dataset = SegmentationDataset(cases, EvalTransform(32), find_window(cases))
     assert len(load_training_set(dataset)) >= 12
 
@@ -411,7 +412,7 @@ def test_random_bytes_crash_nothing_and_the_unreadable_is_an_error(root, monkeyp
             assert f"cannot read {path}" in str(error)
             unreadable.add("/".join(path.parts[-3:]))
     monkeypatch.setattr(check, "_merge_rows", list)
-    errors = [row for row in check_dataset(root) if row["severity"] == "error"]
+    errors = [row for row in check_dataset(root, A0) if row["severity"] == "error"]
     reported = {row["file"] for row in errors if row["problem"].startswith("cannot be read")}
     assert len(unreadable) > 5 and reported == unreadable
 
@@ -421,7 +422,7 @@ def test_rows_alike_are_joined_and_errors_come_first(root):
         save(root, path, load(root, path) // 255 * 254)
     (root / "Test" / "Image" / "x.dcm").write_bytes(b"")
     cut(root, TEST, 0.5)
-    rows = check_dataset(root)
+    rows = check_dataset(root, A0)
     assert [row["severity"] for row in rows] == ["error", "warning", "note"]
     assert rows[1]["file"] == "Train/Mask" and rows[1]["problem"] == "masks of the values 0/254 (16)"
 
@@ -438,7 +439,7 @@ def test_rows_alike_are_joined_and_errors_come_first(root):
 def test_one_fault_in_all_masks_is_one_row(root, damage, row):
     for n, path in enumerate(sorted((root / "Train" / "Mask").iterdir())):
         save(root, path, damage(load(root, path), n))
-    (found,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    (found,) = [row for row in check_dataset(root, A0) if row["severity"] == "error"]
     assert found["file"] == "Train/Mask" and found["problem"].startswith(row)
 
 
@@ -469,26 +470,26 @@ def rename_all(root, mask_name, image_name, n=16):
 @pytest.mark.parametrize("kind", NAMES)
 def test_masks_named_in_another_way_are_one_row_whose_command_renames_them(root, kind):
     rename_all(root, *NAMES[kind])
-    (row,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    (row,) = [row for row in check_dataset(root, A0) if row["severity"] == "error"]
     assert row["file"] == "Train/Mask" and row["problem"].startswith("masks named ")
     assert row["problem"].endswith("… (16)")
     command = row["remedy"].partition("in their folder: ")[2]
     subprocess.run(["bash", "-euc", command], cwd=root / "Train/Mask", check=True)
-    assert [row for row in check_dataset(root) if row["severity"] == "error"] == []
+    assert [row for row in check_dataset(root, A0) if row["severity"] == "error"] == []
 
 
 def test_no_command_is_offered_that_would_rename_right_masks(root):
     rename_all(root, "{}", "x-{}")
     for number in range(10, 18):
         rename(root, f"Train/Mask/{number}.png", f"x-{number}.png")
-    (row,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    (row,) = [row for row in check_dataset(root, A0) if row["severity"] == "error"]
     assert row["problem"].startswith("masks named <id> for the image x-<id>: 18, 19")
     assert row["remedy"] == "give them the stems of their images"
 
 
 def test_leading_zeros_are_one_row(root):
     rename_all(root, "mask 00{}", "img{}")
-    (row,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    (row,) = [row for row in check_dataset(root, A0) if row["severity"] == "error"]
     assert row["problem"].startswith("misnamed mask: mask 0010.png (of the image 'img10'), mask 0011")
 
 
@@ -496,13 +497,15 @@ def test_words_in_another_order_are_not_matched(root):
     for index in range(16):
         rename(root, f"Train/Image/train_{index:03}.jpg", f"P{index // 4}_S{index % 4}.jpg")
         rename(root, f"Train/Mask/train_{index:03}.png", f"mask_S{index // 4}_P{index % 4}.png")
-    errors = {row["problem"].partition(":")[0] for row in check_dataset(root) if row["severity"] == "error"}
+    errors = {
+        row["problem"].partition(":")[0] for row in check_dataset(root, A0) if row["severity"] == "error"
+    }
     assert errors == {"image without a mask", "mask without an image"}
 
 
 def test_the_suffix_of_misnamed_masks_is_named(root):
     rename_all(root, *NAMES["suffix"])
-    (row,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    (row,) = [row for row in check_dataset(root, A0) if row["severity"] == "error"]
     beginning = "masks named <id>_segmentation for the image <id>: ISIC_0010_segmentation, ISIC_0011"
     assert row["problem"].startswith(beginning)
 
@@ -511,7 +514,7 @@ def test_several_masks_of_an_image_are_to_be_merged(root):
     rename_all(root, "benign ({})_mask", "benign ({})")
     for new in ("benign (12)_mask_1.png", "benign (12)_mask_2.png"):
         shutil.copy(root / "Train/Mask/benign (12)_mask.png", root / "Train/Mask" / new)
-    errors = [row for row in check_dataset(root) if row["severity"] == "error"]
+    errors = [row for row in check_dataset(root, A0) if row["severity"] == "error"]
     several = [row["file"] for row in errors if row["problem"] == "one of several masks of an image"]
     assert several == [f"Train/Mask/benign (12)_mask{end}.png" for end in ("", "_1", "_2")]
     assert all(
@@ -524,13 +527,13 @@ def test_several_masks_of_an_image_are_to_be_merged(root):
 
 def test_a_second_mask_next_to_the_right_one_is_to_be_merged(root):
     shutil.copy(root / MASK, root / "Train/Mask/train_003_2.png")
-    (row,) = [row for row in check_dataset(root) if row["severity"] == "error"]
+    (row,) = [row for row in check_dataset(root, A0) if row["severity"] == "error"]
     assert row["file"] == "Train/Mask/train_003_2.png" and row["remedy"].startswith("merge them")
 
 
 def test_a_number_is_not_cut_where_names_are_matched(root):
     rename(root, MASK, "train_0030.png")
-    rows = {(row["file"], row["problem"]) for row in check_dataset(root) if row["severity"] == "error"}
+    rows = {(row["file"], row["problem"]) for row in check_dataset(root, A0) if row["severity"] == "error"}
     assert rows == {(IMAGE, "image without a mask"), ("Train/Mask/train_0030.png", "mask without an image")}
 
 
@@ -538,7 +541,7 @@ def test_a_number_is_not_cut_where_names_are_matched(root):
 def test_labels_in_separate_files_are_counted_in_one_row(root, first, second):
     for index, path in enumerate(sorted((root / "Train" / "Mask").iterdir())):
         save(root, path, (load(root, path) > 0) * np.uint8(second if index % 4 == 0 else first))
-    (row,) = check_dataset(root)
+    (row,) = check_dataset(root, A0)
     counts = {f"0/{first} (12)", f"0/{second} (4)"}
     assert row["severity"] == "warning" and row["file"] == "Train/Mask"
     assert set(row["problem"].removeprefix("masks of the values ").split(", ")) == counts
@@ -547,18 +550,18 @@ def test_labels_in_separate_files_are_counted_in_one_row(root, first, second):
 
 def test_errors_stop_with_their_rows_and_warnings_are_printed(root, capsys):
     save(root, MASK, load(root) * 0)
-    check.stop_at_errors(check_dataset(root))
+    check.stop_at_errors(check_dataset(root, A0))
     assert capsys.readouterr().out == f"warning: {MASK}: empty: 0; kept: there is nothing to find\n"
     (root / MASK).unlink()
     with pytest.raises(
         ValueError, match=f"1 errors in the data.*make check.*\n{IMAGE}: image without a mask"
     ):
-        check.stop_at_errors(check_dataset(root))
+        check.stop_at_errors(check_dataset(root, A0))
 
 
 def test_a_window_that_is_given_serves_deep_test_images(root):
     save(root, TEST, load(root, TEST)[..., 0].astype(np.uint16) * 9, format="PNG")
-    rows = check_dataset(root, has_window=True)
+    rows = check_dataset(root, A0, has_window=True)
     assert {row["severity"] for row in rows} == {"warning"}
 
 
@@ -566,10 +569,10 @@ def test_negative_values_stored_as_large_ones_are_found(root):
     for name in (IMAGE, TEST):
         values = load(root, name)[..., 0].astype(np.int16) * 12 - 1024
         save(root, name, values.view(np.uint16), format="PNG")
-    found = {row["file"] for row in check_dataset(root) if row["problem"].startswith("negative values")}
+    found = {row["file"] for row in check_dataset(root, A0) if row["problem"].startswith("negative values")}
     assert found == {IMAGE, TEST}
     save(root, TEST, load(root, TEST) // 2, format="PNG")
-    found = {row["file"] for row in check_dataset(root) if row["problem"].startswith("negative values")}
+    found = {row["file"] for row in check_dataset(root, A0) if row["problem"].startswith("negative values")}
     assert found == {IMAGE}
 
 
@@ -607,7 +610,7 @@ def test_a_name_with_letters_is_utf8_whatever_the_locale(root):
 def test_a_copy_is_found_within_train_and_across_to_test(tiny):
     write_pair(tiny, "copy", load(tiny, "Train/Image/case_0.png"), np.zeros((30, 40), np.uint8))
     shutil.copy(tiny / "Train/Image/case_2.png", tiny / "Test/Image/again.png")
-    found = {(row["severity"], row["file"]): row["problem"] for row in check_dataset(tiny)}
+    found = {(row["severity"], row["file"]): row["problem"] for row in check_dataset(tiny, A0)}
     assert found["warning", "Train/Image/copy.png"] == "nearly the same image: as Train/Image/case_0.png"
     assert found["warning", "Test/Image/again.png"] == "nearly the same image: as Train/Image/case_2.png"
 
@@ -616,19 +619,19 @@ def test_agreeing_codes_and_a_sample_submission_raise_nothing(root):
     write_sample(root, "\ufeffID,Mask\r\ntest_001,1 1\r\ntest_000,1 1\r\n")
     (root / "other.csv").write_text("a,b\n1,2\n")
     write_codes(root, lambda mask: encode_columns(mask.T))
-    assert check_dataset(root) == []
+    assert check_dataset(root, A0) == []
 
 
 def test_the_order_of_files_does_not_matter(root, monkeypatch):
     add_image(root, "zz.png")
-    rows, listing = check_dataset(root), Path.glob
-    cases = find_cases(root, "train")
+    rows, listing = check_dataset(root, A0), Path.glob
+    cases = find_cases(root, "train", A0)
 
     def list_backwards(self, pattern):
         return iter(sorted(listing(self, pattern), reverse=True))
 
     monkeypatch.setattr(Path, "glob", list_backwards)
-    assert check_dataset(root) == rows and find_cases(root, "train") == cases
+    assert check_dataset(root, A0) == rows and find_cases(root, "train", A0) == cases
 
 
 def test_a_tiny_mask_an_empty_and_a_full_one_have_no_shift():
@@ -652,19 +655,19 @@ def test_the_program_prints_the_table_and_fails_on_an_error(root, monkeypatch, c
 @needs_real_data
 @pytest.mark.parametrize(("name", "every", "limit"), [("a0", 4, 3), ("ct", 1, 1)])
 def test_at_most_one_in_a_hundred_real_pairs_is_flagged(name, every, limit, tmp_path):
-    cases = find_cases(REAL_DATA / name / "Dataset", "train")[::every]
+    cases = find_cases(REAL_DATA / name / "Dataset", "train", A0)[::every]
     for kind in ("Image", "Mask"):
         (tmp_path / "Train" / kind).mkdir(parents=True)
         for case in cases:
             path = getattr(case, kind.lower())
             os.symlink(path, tmp_path / "Train" / kind / path.name)
-    rows = [row for row in check_dataset(tmp_path) if not row["file"].startswith("Test")]
+    rows = [row for row in check_dataset(tmp_path, A0) if not row["file"].startswith("Test")]
     assert len(rows) <= limit and {row["severity"] for row in rows} <= {"warning"}, rows
 
 
 @needs_real_data
 def test_three_in_five_shifted_real_masks_and_an_inverted_are_found():
-    cases = find_cases(REAL_DATA / "a0" / "Dataset", "train")[::20]
+    cases = find_cases(REAL_DATA / "a0" / "Dataset", "train", A0)[::20]
     masks = {case.image_id: read_mask(case.mask) for case in cases}
     images = [np.asarray(Image.open(case.image)) for case in cases]
     gains = [measure_shift(image, shift(mask)) for image, mask in zip(images, masks.values())]

@@ -13,6 +13,7 @@ from PIL import Image
 from tifffile import imwrite
 
 from ctseg.check import check_dataset
+from ctseg.contest import A0
 from ctseg.data import (
     Case,
     MaskSet,
@@ -43,25 +44,25 @@ REGION = LABELS == 1
 
 def problems(root) -> dict:
     """The table of the data check as {(severity, file): problem}."""
-    return {(row["severity"], row["file"]): row["problem"] for row in check_dataset(root)}
+    return {(row["severity"], row["file"]): row["problem"] for row in check_dataset(root, A0)}
 
 
 def test_pairs_are_made_by_stem_whatever_the_order_and_the_type(tiny):
     (tiny / "Train/Image/case_1.png").rename(tiny / "Train/Image/case_1.PNG")
     (tiny / "Train/Image/.hidden.png").write_bytes(b"")
-    cases = find_cases(tiny, "train")
+    cases = find_cases(tiny, "train", A0)
     assert [case.image_id for case in cases] == ["case_0", "case_1", "case_2", "case_3"]
     assert all(case.image.stem == case.mask.stem for case in cases)
 
 
 def test_test_images_come_without_masks(tiny):
-    assert find_cases(tiny, "test") == [Case("case_9", tiny / "Test" / "Image" / "case_9.jpg")]
+    assert find_cases(tiny, "test", A0) == [Case("case_9", tiny / "Test" / "Image" / "case_9.jpg")]
 
 
 @pytest.mark.parametrize("image_id", ["with space", "a.dotted.name", "münchen"])
 def test_ids_may_hold_spaces_and_dots(tiny, image_id):
     write_pair(tiny, image_id, RGB, EMPTY)
-    assert image_id in [case.image_id for case in find_cases(tiny, "train")]
+    assert image_id in [case.image_id for case in find_cases(tiny, "train", A0)]
 
 
 @pytest.mark.parametrize(
@@ -97,14 +98,14 @@ def test_ids_may_hold_spaces_and_dots(tiny, image_id):
 def test_files_that_do_not_pair_stop_a_run_and_are_in_the_table(tiny, damage, message, row):
     damage(tiny)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        find_cases(tiny, "train")
+        find_cases(tiny, "train", A0)
     assert row in problems(tiny)
 
 
 def test_two_masks_of_one_stem_are_not_blamed_on_the_images(tiny):
     save_image(tiny / "Train/Mask/case_2.bmp", EMPTY)
     with pytest.raises(ValueError, match=r"two files of one stem: case_2 \(1\)") as error:
-        find_cases(tiny, "train")
+        find_cases(tiny, "train", A0)
     assert "Image" not in str(error.value)
     assert problems(tiny)["error", "Train/Mask/case_2.png"] == "same stem as case_2.bmp"
 
@@ -122,7 +123,7 @@ def test_gray_rgba_and_palette_images_become_rgb(tmp_path):
 def test_sixteen_bits_go_through_the_window_of_the_training_set(tiny):
     deep = np.linspace(1000, 3000, 1200).astype(np.uint16).reshape(30, 40)
     write_pair(tiny, "deep", deep, EMPTY)
-    cases = find_cases(tiny, "train")
+    cases = find_cases(tiny, "train", A0)
     low, high = find_window(cases)
     assert 1000 < low < 1030 and 2970 < high < 3000
     assert find_window(cases, 500, 4000) == (500, 4000)
@@ -197,7 +198,7 @@ def test_a_mask_of_another_size_is_refused_and_in_the_table(tiny):
 
 
 def test_a_training_set_keeps_what_belongs_to_one_case_together(phantom):
-    dataset = SegmentationDataset(find_cases(phantom, "train"), EvalTransform(64))
+    dataset = SegmentationDataset(find_cases(phantom, "train", A0), EvalTransform(64))
     image, target, letterbox = dataset[5]
     some = load_training_set(dataset).select([5, 2])
     assert torch.equal(some.images[0], image) and torch.equal(some.targets[0], target)
@@ -277,7 +278,7 @@ def test_most_masks_tell_the_background_color_of_all(background, foreground, tmp
     }
     for name, region in regions.items():
         write_pair(tmp_path, name, RGB, paint(region, background, foreground))
-    for case in find_cases(tmp_path, "train"):
+    for case in find_cases(tmp_path, "train", A0):
         assert np.array_equal(read_mask(case.mask, case.mask_set), regions[case.image_id]), case.image_id
 
 
@@ -286,7 +287,7 @@ def test_most_masks_tell_the_background_of_a_mask_of_one_value(low, high, tmp_pa
     regions = {"a": REGION, "b": REGION[::-1], "full": EMPTY == 0, "empty": EMPTY > 0}
     for name, region in regions.items():
         write_pair(tmp_path, name, RGB, np.where(region, high, low).astype(np.uint8))
-    for case in find_cases(tmp_path, "train"):
+    for case in find_cases(tmp_path, "train", A0):
         assert np.array_equal(read_mask(case.mask, case.mask_set), regions[case.image_id]), case.image_id
     assert load_cases(tmp_path).areas.tolist() == [REGION.mean(), REGION.mean(), 0, 1]
 
@@ -296,7 +297,7 @@ def test_a_color_mask_among_gray_ones_has_their_background(tmp_path):
     for name, region in regions.items():
         gray = (region * 255).astype(np.uint8)
         write_pair(tmp_path, name, RGB, gray if name < "c" else paint(region, "black", "red"))
-    for case in find_cases(tmp_path, "train"):
+    for case in find_cases(tmp_path, "train", A0):
         assert np.array_equal(read_mask(case.mask, case.mask_set), regions[case.image_id]), case.image_id
 
 
@@ -305,7 +306,7 @@ def test_palettes_of_one_color_are_read_by_it(tmp_path):
     for name, region in regions.items():
         write_pair(tmp_path, name, RGB, EMPTY)
         Image.fromarray(paint(region, "black", "red")).quantize().save(tmp_path / f"Train/Mask/{name}.png")
-    for case in find_cases(tmp_path, "train"):
+    for case in find_cases(tmp_path, "train", A0):
         assert np.array_equal(read_mask(case.mask, case.mask_set), regions[case.image_id]), case.image_id
 
 
@@ -413,7 +414,7 @@ def test_a_png_of_16_bit_colors_is_refused_as_a_mask_and_warned_of_as_an_image(c
         save_deep_png(tiny / f"Train/{kind}/case_1.png", np.repeat(DEEP[..., :1], channels, axis=2))
     with pytest.raises(ValueError, match="case_1.png: it has 16 bits per channel in color; save it with 8"):
         read_mask(tiny / "Train/Mask/case_1.png")
-    table = check_dataset(tiny)
+    table = check_dataset(tiny, A0)
     found = {row["problem"] for row in table if row["file"] == "Train/Image/case_1.png"}
     assert "16 bits per channel in color" in found
     assert "16 bits per channel" in problems(tiny)["error", "Train/Mask/case_1.png"]
@@ -521,9 +522,9 @@ def latin(tiny):
 
 
 def test_names_that_are_not_utf8_are_shown_with_escapes_and_crash_nothing(latin, tmp_path):
-    (case,) = find_cases(latin, "test")
+    (case,) = find_cases(latin, "test", A0)
     assert case.image_id == "t\\xe9st" and "l\\xe9sion" in [
-        case.image_id for case in find_cases(latin, "train")
+        case.image_id for case in find_cases(latin, "train", A0)
     ]
     assert load_cases(latin).areas.max() < 1
     assert (
@@ -531,7 +532,7 @@ def test_names_that_are_not_utf8_are_shown_with_escapes_and_crash_nothing(latin,
         == "names that are not UTF-8, or hold a carriage return: t\\xe9st (1)"
     )
     write_masks([(case.image_id, EMPTY > 0)], tmp_path / "masks")
-    write_submission(tmp_path / "submission.csv", read_masks(tmp_path / "masks"), [case])
+    write_submission(tmp_path / "submission.csv", read_masks(tmp_path / "masks"), [case], A0)
     assert (tmp_path / "submission.csv").read_text() == "ID,Mask\nt\\xe9st,\n"
     with pytest.raises(ValueError, match=r"t\\xe9st.jpg"):
         read_mask_values(cut(case.image))

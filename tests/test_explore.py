@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctseg.contest import A0
 from ctseg.data import find_cases, read_mask
 from ctseg.explore import describe_cases, round_trip_dice, tabulate_round_trip
 
 
 def test_descriptions_give_size_color_and_area(tiny):
-    row = describe_cases(find_cases(tiny, "train"))[0]
+    row = describe_cases(find_cases(tiny, "train", A0))[0]
     image = np.asarray(Image.open(tiny / "Train/Image/case_0.png"))
     assert (row["height"], row["width"], row["aspect"]) == (30, 40, 0.75)
     assert row["mean_g"] == pytest.approx(image[..., 1].mean())
@@ -18,7 +19,7 @@ def test_descriptions_give_size_color_and_area(tiny):
 
 
 def test_a_case_without_a_mask_has_no_area(tiny):
-    (row,) = describe_cases(find_cases(tiny, "test"))
+    (row,) = describe_cases(find_cases(tiny, "test", A0))
     assert row["image_id"] == "case_9" and row["mask_area"] is None
 
 
@@ -32,7 +33,7 @@ def test_a_disc_survives_the_round_trip_best_with_a_late_threshold(size):
 
 
 def test_a_larger_square_loses_less_in_the_round_trip(phantom):
-    cases = find_cases(phantom, "train")[:6]
+    cases = find_cases(phantom, "train", A0)[:6]
     small, large = tabulate_round_trip(cases, (32, 128))
     assert (small["target_size"], large["target_size"]) == (32, 128)
     assert 0.8 < small["dice"] < large["dice"] < 1

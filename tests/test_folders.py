@@ -40,8 +40,8 @@ def test_usual_folders_are_found_without_being_told(tmp_path, images, masks, tes
     folders = find_folders(tmp_path, A0)
     found = folders.train_images, folders.train_masks, folders.test_images
     assert found == (tmp_path / images, tmp_path / masks, tmp_path / test)
-    assert [case.mask for case in find_cases(tmp_path, "train")] == sorted((tmp_path / masks).iterdir())
-    assert [case.image_id for case in find_cases(tmp_path, "test")] == ["a", "b"]
+    assert [case.mask for case in find_cases(tmp_path, "train", A0)] == sorted((tmp_path / masks).iterdir())
+    assert [case.image_id for case in find_cases(tmp_path, "test", A0)] == ["a", "b"]
 
 
 def test_folders_that_are_named_win(tmp_path):
@@ -133,12 +133,12 @@ def test_masks_among_test_images_are_no_test_images(tmp_path):
     contest = Contest(mask_suffix="_mask")
     found = [case.image_id for case in find_cases(tmp_path, "test", contest)]
     assert found == ["a", "b", "lone_mask"]
-    assert "lone_mask" in [case.image_id for case in find_cases(tmp_path, "test")]
+    assert "lone_mask" in [case.image_id for case in find_cases(tmp_path, "test", A0)]
 
 
 def test_training_needs_no_test_images(tmp_path):
     lay_out(tmp_path, "images", "masks")
-    assert len(find_cases(tmp_path, "train")) == 2 and find_cases(tmp_path, "test") == []
+    assert len(find_cases(tmp_path, "train", A0)) == 2 and find_cases(tmp_path, "test", A0) == []
     assert find_folders(tmp_path, A0).test_images == tmp_path / "test"
     (tmp_path / "images").rename(tmp_path / "train_images")
     (tmp_path / "masks").rename(tmp_path / "train_masks")
@@ -158,7 +158,7 @@ def test_a_masks_name_may_begin_and_end_with_more_than_its_images(tmp_path, ends
     assert [(case.image_id, case.image.name) for case in cases] == [("a", "a.png"), ("b", "b.png")]
     assert [case.mask.name for case in cases] == [f"{start}a{end}.gif", f"{start}b{end}.png"]
     with pytest.raises(ValueError, match="mask"):
-        find_cases(tmp_path, "train")
+        find_cases(tmp_path, "train", A0)
 
 
 @pytest.mark.parametrize(("name", "end"), [("mask_suffix", "_mask"), ("mask_prefix", "seg-")])
@@ -171,7 +171,7 @@ def test_the_check_says_which_parameter_fits_the_masks_names(tmp_path, folder, n
         folder,
         names=[f"{stem}{end}.png" if name == "mask_suffix" else f"{end}{stem}.png" for stem in stems],
     )
-    remedies = [row["remedy"] for row in check_dataset(tmp_path) if row["severity"] == "error"]
+    remedies = [row["remedy"] for row in check_dataset(tmp_path, A0) if row["severity"] == "error"]
     assert any(f"-p {name} {end}" in remedy for remedy in remedies)
     rows = check_dataset(tmp_path, Contest(**{name: end}))
     assert not any("not UTF-8" in row["problem"] for row in rows)

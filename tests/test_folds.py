@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ctseg.contest import A0
 from ctseg.data import find_cases, load_training_set
 from ctseg.files import FolderBusy, lock_folder, write_text
 from ctseg.folds import assign_folds, find_folds, load_folds, train_folds
@@ -151,7 +152,7 @@ def test_out_of_fold_predictions_are_by_the_weights_kept(phantom, make_run, monk
     monkeypatch.setattr("ctseg.train.evaluate_model", lambda *_, **__: np.array(next(scores)))
     train_folds(config, run_dir)
     (model,) = load_folds(config, run_dir)
-    kept = OutOfFold([run_dir / "fold0" / "oof.npz"], find_cases(phantom, "train"))
+    kept = OutOfFold([run_dir / "fold0" / "oof.npz"], find_cases(phantom, "train", A0))
     dataset = make_dataset(config, "train")
     dataset.cases = kept.cases
     again = [probability for _, probability, _ in predict_cases([model], dataset, tta=config.tta)]
@@ -278,7 +279,7 @@ def test_test_masks_are_of_the_mean_and_of_the_image_size(run):
 def test_groups_stay_in_one_fold_and_are_looked_for_once(phantom, tmp_path, make_run, group):
     root = tmp_path / "Dataset"
     shutil.copytree(phantom / "Train", root / "Train")
-    tens = {case.image_id: case.image_id[-2] for case in find_cases(root, "train")}  # train_0xy: x
+    tens = {case.image_id: case.image_id[-2] for case in find_cases(root, "train", A0)}  # train_0xy: x
     (root / "groups.csv").write_text("".join(f"{name}.jpg,{ten}\n" for name, ten in tens.items()))
     config, run_dir = make_run("grouped", data_root=str(root), group=group)
     training_set = load_training_set(make_dataset(config, "train"))

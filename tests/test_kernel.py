@@ -102,11 +102,11 @@ def make_runner(request, sent: str):
 
 def score(submission: Path, phantom: Path) -> float:
     """Mean Dice of a submission against the phantom's hidden masks; it has to be valid."""
-    check_submission(submission, find_cases(phantom, "test"))
+    check_submission(submission, find_cases(phantom, "test", A0), A0)
     scores = []
-    for row in read_rows(submission):
+    for row in read_rows(submission, A0):
         true_mask = read_mask(phantom.parent / "test_masks" / f"{row['ID']}.png")
-        scores.append(dice_score(decode_rle(row["Mask"], true_mask.shape), true_mask))
+        scores.append(dice_score(decode_rle(row["Mask"], true_mask.shape, A0), true_mask))
     return float(np.mean(scores))
 
 
@@ -201,8 +201,8 @@ def test_an_attached_run_predicts_whatever_test_images_there_are(run_kernel, fin
         path.rename(path.with_stem(f"hidden_{path.stem}"))
     done, working = run_kernel(tmp_path, mount(hidden, tmp_path, PLACES["newer"]), run="small")
     assert done.returncode == 0 and " epoch " not in done.stdout, done.stdout
-    rows = {row["ID"]: row["Mask"] for row in read_rows(working / "submission.csv")}
-    before = {row["ID"]: row["Mask"] for row in read_rows(finished / "submission.csv")}
+    rows = {row["ID"]: row["Mask"] for row in read_rows(working / "submission.csv", A0)}
+    before = {row["ID"]: row["Mask"] for row in read_rows(finished / "submission.csv", A0)}
     assert rows == {f"hidden_{path.stem}": before[path.stem] for path in images[:3]}
 
 
@@ -221,7 +221,7 @@ def test_a_fold_that_crashes_is_reported_and_left_out(run_kernel, phantom, tmp_p
     assert "FAILED: fold 1" in done.stdout and "FAILED and left out: fold1" in done.stdout
     summary = json.loads((working / "runs" / "small" / "summary.json").read_text())
     assert summary["failed"].keys() == {"fold1"} and summary["train_seconds"].keys() == {"fold0"}
-    check_submission(working / "submission.csv", find_cases(phantom, "test"))
+    check_submission(working / "submission.csv", find_cases(phantom, "test", A0), A0)
 
 
 def test_no_data_no_weights_and_no_finished_fold_are_failures(run_kernel, phantom, tmp_path):

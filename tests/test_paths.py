@@ -22,18 +22,18 @@ def repository(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_data_root_is_found_by_path_variable_and_one_up(tiny, monkeypatch):
-    assert find_data_root(tiny) == find_data_root(tiny.parent) == tiny
+    assert find_data_root(tiny, A0) == find_data_root(tiny.parent, A0) == tiny
     monkeypatch.setenv("CTSEG_DATA", str(tiny.parent))
-    assert find_data_root() == tiny
+    assert find_data_root("", A0) == tiny
 
 
 def test_without_data_the_error_lists_the_places_looked_at(tmp_path, monkeypatch):
     monkeypatch.delenv("CTSEG_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="/kaggle/input/competitions/a0-2025.*CTSEG_DATA"):
-        find_data_root()
+        find_data_root("", A0)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        find_data_root("nowhere")
+        find_data_root("nowhere", A0)
     assert not any(tmp_path.iterdir())  # and no phantom was written
 
 
@@ -46,19 +46,19 @@ def test_all_kaggle_mounts_are_found(tiny, tmp_path, monkeypatch):
         (mount / name).mkdir(parents=True)
         shutil.copytree(tiny, mount / name / "Dataset")
         monkeypatch.setattr("ctseg.paths.KAGGLE_INPUT", mount)
-        assert find_data_root() == mount / name / "Dataset"
+        assert find_data_root("", A0) == mount / name / "Dataset"
 
 
 @pytest.mark.parametrize("folder", ["data", "data/a0-2025-medical-image-segmentation"])
 def test_data_in_the_repository_is_found_from_its_notebooks(tiny, repository, folder):
     shutil.copytree(tiny, repository / folder / "Dataset")
-    assert find_data_root() == repository / folder / "Dataset"
-    assert find_data_root(folder) == repository / folder / "Dataset"
+    assert find_data_root("", A0) == repository / folder / "Dataset"
+    assert find_data_root(folder, A0) == repository / folder / "Dataset"
 
 
 def test_the_phantom_is_written_into_the_repository(repository, monkeypatch):
     monkeypatch.setattr(paths, "write_phantom", lambda folder: folder / "Dataset")
-    assert find_data_root("phantom") == repository / "data" / "phantom" / "Dataset"
+    assert find_data_root("phantom", A0) == repository / "data" / "phantom" / "Dataset"
 
 
 def test_the_repository_is_at_or_above_the_current_folder(repository, tmp_path, monkeypatch):
@@ -93,12 +93,12 @@ def test_two_attached_data_sets_are_refused_with_both_names(tiny, repository, mo
         shutil.copytree(tiny, kaggle_input / name)
     (kaggle_input / "weights" / "runs").mkdir(parents=True)
     with pytest.raises(ValueError, match="data set in .*input/extra-isic-2018, .*my-copy/Dataset"):
-        find_data_root()
+        find_data_root("", A0)
     for name in names:
-        assert find_data_root(kaggle_input / name) == kaggle_input / name
+        assert find_data_root(kaggle_input / name, A0) == kaggle_input / name
     mount = kaggle_input / "competitions" / A0.slug / "Dataset"
     shutil.copytree(tiny, mount)  # the contest's own comes before all others
-    assert find_data_root() == mount
+    assert find_data_root("", A0) == mount
 
 
 def test_another_contests_mount_is_found_by_its_slug_and_layout(tiny, repository, monkeypatch):
@@ -107,18 +107,18 @@ def test_another_contests_mount_is_found_by_its_slug_and_layout(tiny, repository
     shutil.copytree(tiny / "Train" / "Image", mount / "train")
     shutil.copytree(tiny / "Train" / "Mask", mount / "train_masks")
     shutil.copytree(tiny, repository / "input" / "competitions" / A0.slug / "Dataset")
-    assert find_data_root(contest=Contest(slug="another")) == mount
-    assert find_data_root() == repository / "input" / "competitions" / A0.slug / "Dataset"
+    assert find_data_root("", Contest(slug="another")) == mount
+    assert find_data_root("", A0) == repository / "input" / "competitions" / A0.slug / "Dataset"
 
 
 def test_a_folder_that_is_no_data_set_is_described(repository, tiny):
     (repository / "wrong" / "pictures").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="images in .* of .*wrong, which has pictures; pass"):
-        find_data_root("wrong")
+        find_data_root("wrong", A0)
     for name in ("a", "b"):
         shutil.copytree(tiny, repository / "both" / name)
     with pytest.raises(ValueError, match="data set in .*both/a, .*both/b; pass one as data_root"):
-        find_data_root(repository / "both")
+        find_data_root(repository / "both", A0)
 
 
 def test_paths_below_the_repository_are_portable(repository, tmp_path):

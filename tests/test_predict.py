@@ -142,7 +142,7 @@ def of_each_kind(tmp_path):
 
 
 def test_masks_that_are_written_are_read_back(of_each_kind, tmp_path):
-    cases = find_cases(of_each_kind, "train")
+    cases = find_cases(of_each_kind, "train", A0)
     masks = {case.image_id: read_mask(case.mask) for case in cases}
     assert [mask.sum() for mask in masks.values()] == [0, 1200, 70, 70, 70, 70]
     write_masks(masks.items(), tmp_path / "masks")
@@ -226,7 +226,7 @@ def test_odd_ids_come_back_from_masks_and_the_submission(image_id, tmp_path):
     image = save_image(tmp_path / "image.png", np.zeros((3, 4, 3), np.uint8))
     write_masks([(image_id, np.eye(3, 4, dtype=bool))], tmp_path / "masks")
     write_masks([(image_id, np.eye(3, 4, dtype=bool))], tmp_path / "true")
-    write_submission(tmp_path / "s.csv", read_masks(tmp_path / "masks"), [Case(image_id, image)])
+    write_submission(tmp_path / "s.csv", read_masks(tmp_path / "masks"), [Case(image_id, image)], A0)
     assert score_masks(tmp_path / "masks", tmp_path / "true") == {image_id: 1.0}
 
 
@@ -241,7 +241,7 @@ def lifted(tiny):
 
 
 def test_every_reader_knows_what_is_background_in_the_set(lifted, tmp_path):
-    cases = find_cases(lifted, "train")
+    cases = find_cases(lifted, "train", A0)
     masks = {case.image_id: read_mask(case.mask, case.mask_set) for case in cases}
     assert masks["case_1"].sum() == 0 and [mask.sum() for mask in masks.values()] == [70, 0, 98, 112]
     dataset = SegmentationDataset(cases, EvalTransform(32))
@@ -253,5 +253,5 @@ def test_every_reader_knows_what_is_background_in_the_set(lifted, tmp_path):
     write_masks(masks.items(), tmp_path / "masks")
     assert set(score_masks(tmp_path / "masks", lifted / "Train/Mask").values()) == {1.0}
     assert [row["mask_area"] for row in describe_cases(cases)] == [mask.mean() for mask in masks.values()]
-    (lifted / "train.csv").write_text(f"ID,Mask\ncase_1,\ncase_0,{encode_rle(masks['case_0'])}\n")
+    (lifted / "train.csv").write_text(f"ID,Mask\ncase_1,\ncase_0,{encode_rle(masks['case_0'], A0)}\n")
     check_tables(lifted, A0)

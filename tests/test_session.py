@@ -99,18 +99,20 @@ def make_finished(working, kept):
 
 def test_only_files_that_somebody_downloads_are_left(working, tiny):
     run_dir = make_finished(working, kept=3)
-    tidy_run(run_dir, find_cases(tiny, "test"), A0)
+    tidy_run(run_dir, find_cases(tiny, "test", A0), A0)
     left = {path.relative_to(working).as_posix() for path in working.rglob("*") if path.is_file()}
     pictures = {f"runs/best/fold0/val_outputs/epoch_{epoch}/case_0.png" for epoch in (1, 3)}
     names = ("config.json", "submission.csv", "fold0/oof.npz", "fold0/history.csv")
     assert left == {"submission.csv", *(f"runs/best/{name}" for name in names), *pictures}
-    tidy_run(run_dir, find_cases(tiny, "test"), A0)  # again, as in a notebook whose last cell is run twice
+    tidy_run(
+        run_dir, find_cases(tiny, "test", A0), A0
+    )  # again, as in a notebook whose last cell is run twice
 
 
 def test_a_submission_that_is_not_valid_leaves_everything(working, tiny):
     run_dir = make_finished(working, kept=3)
     before = {path for path in run_dir.rglob("*")}
-    other = [Case("another", case.image) for case in find_cases(tiny, "test")]
+    other = [Case("another", case.image) for case in find_cases(tiny, "test", A0)]
     with pytest.raises(ValueError, match="missing or unknown ids"):
         tidy_run(run_dir, other, A0)
     assert {path for path in run_dir.rglob("*")} == before

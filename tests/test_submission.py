@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctseg.contest import Contest
+from ctseg.contest import A0, Contest
 from ctseg.data import Case
 from ctseg.submission import check_submission, decode_rle, encode_rle, write_submission
 
@@ -44,7 +44,7 @@ def test_random_masks_come_back_and_agree_with_a_slow_encoder():
     rng = np.random.default_rng(0)
     for _ in range(300):
         mask = rng.random(rng.integers(1, 18, 2)) < rng.random()
-        assert encode_rle(mask) == encode_plainly(mask.ravel().tolist())
+        assert encode_rle(mask, A0) == encode_plainly(mask.ravel().tolist())
         for contest in CONTESTS:
             assert np.array_equal(decode_rle(encode_rle(mask, contest), mask.shape, contest), mask)
 
@@ -56,7 +56,7 @@ HUGE = ["1 99999999999999999999", "9223372036854775807 5"]
 @pytest.mark.parametrize("rle", INVALID + HUGE)
 def test_codes_that_are_not_valid_are_refused(rle):
     with pytest.raises(ValueError, match="run-length code"):
-        decode_rle(rle, (2, 3))
+        decode_rle(rle, (2, 3), A0)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ MASK = np.zeros((17, 11), bool)
 
 def test_a_submission_has_a_row_per_image_in_order(cases, tmp_path):
     full = ~MASK
-    write_submission(tmp_path / "s.csv", [("a,b", full), ("a b", MASK), ("a.b", MASK)], cases)
+    write_submission(tmp_path / "s.csv", [("a,b", full), ("a b", MASK), ("a.b", MASK)], cases, A0)
     # The text of an empty mask is empty.
     assert (tmp_path / "s.csv").read_bytes() == b'ID,Mask\na b,\na.b,\n"a,b",1 187\n'
 
@@ -91,7 +91,7 @@ def test_a_wrong_submission_is_refused_and_replaces_nothing(cases, tmp_path, pre
     path = tmp_path / "s.csv"
     path.write_text("the one before")
     with pytest.raises(ValueError, match=message):
-        write_submission(path, predictions, cases)
+        write_submission(path, predictions, cases, A0)
     assert path.read_text() == "the one before"
     assert [file.name for file in tmp_path.glob(".partial*")] == []
 
@@ -111,7 +111,7 @@ def test_a_wrong_submission_is_refused_and_replaces_nothing(cases, tmp_path, pre
 def test_a_file_that_is_not_a_submission_is_refused(cases, tmp_path, text, message):
     (tmp_path / "s.csv").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        check_submission(tmp_path / "s.csv", cases)
+        check_submission(tmp_path / "s.csv", cases, A0)
 
 
 # Of the fuzz tests, whose encoder and decoder share nothing with the kit's.
@@ -227,13 +227,13 @@ def test_broken_codes_are_refused_and_only_those():
     refused = 0
     for _ in range(N_MASKS):
         mask = draw_mask(rng)
-        numbers = [int(number) for number in encode_rle(mask).split()]
+        numbers = [int(number) for number in encode_rle(mask, A0).split()]
         damage(rng, numbers, mask.size)
         rle = " ".join(map(str, numbers))
         if is_valid(numbers, mask.size):
-            assert decode_rle(rle, mask.shape).ravel().tolist() == decode_plainly(numbers, mask.size)
+            assert decode_rle(rle, mask.shape, A0).ravel().tolist() == decode_plainly(numbers, mask.size)
         else:
             refused += 1
             with pytest.raises(ValueError, match="run-length code"):
-                decode_rle(rle, mask.shape)
+                decode_rle(rle, mask.shape, A0)
     assert refused > N_MASKS / 4

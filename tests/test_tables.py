@@ -248,7 +248,7 @@ def test_without_test_images_a_sample_still_tells_the_columns(tiny):
 
 
 def test_a_sample_knows_the_columns_better_than_the_training_codes(tiny):
-    code = encode_rle(read_mask(tiny / "Train" / "Mask" / "case_1.png"))
+    code = encode_rle(read_mask(tiny / "Train" / "Mask" / "case_1.png"), A0)
     write(tiny, "train.csv", f"id,encoding\ncase_1,{code}\n")
     write(tiny, "sample_submission.csv", "id,predicted\ncase_9,\n")
     write(tiny, "._sample_submission.csv", "not, what, it, seems\n")
@@ -259,7 +259,7 @@ def test_a_sample_knows_the_columns_better_than_the_training_codes(tiny):
 
 def test_a_later_table_does_not_silence_an_earlier_one(tiny):
     masks = [read_mask(tiny / "Train" / "Mask" / f"case_{index}.png") for index in (1, 2)]
-    codes = [encode_rle(masks[0], Contest(pixel_order="F")), encode_rle(masks[1])]
+    codes = [encode_rle(masks[0], Contest(pixel_order="F")), encode_rle(masks[1], A0)]
     for name, index in (("a", 0), ("b", 1)):
         write(tiny, f"{name}.csv", f"ID,Mask\ncase_{index + 1},{codes[index]}\n")
     with pytest.raises(ValueError, match="a.csv has codes column by column.*pass -p pixel_order F"):

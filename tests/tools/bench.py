@@ -20,6 +20,7 @@ import torch
 
 from ctseg.augment import Augment, TrainTransform
 from ctseg.config import PRESETS, Config, parse_value
+from ctseg.contest import A0
 from ctseg.data import SegmentationDataset, load_training_set, map_threads, read_image, read_size
 from ctseg.device import choose_precision, find_device
 from ctseg.files import atomic_path, write_json
@@ -104,8 +105,8 @@ def bench_codes() -> None:
     """Print milliseconds to encode a mask of 12 megapixels, and to decode it."""
     y, x = np.mgrid[:3000, :4000]
     mask = (y - 1500) ** 2 + (x - 2000) ** 2 < 1e6 + 1e5 * np.sin(x / 50)
-    rle = encode_rle(mask)
-    seconds = measure(lambda: encode_rle(mask)), measure(lambda: decode_rle(rle, mask.shape))
+    rle = encode_rle(mask, A0)
+    seconds = measure(lambda: encode_rle(mask, A0)), measure(lambda: decode_rle(rle, mask.shape, A0))
     there, back = (f"{1000 * value:.0f} ms" for value in seconds)
     print(f"run-length code of {mask.size / 1e6:.0f} megapixels: {there}, and back {back}", flush=True)
 

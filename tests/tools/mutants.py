@@ -16,7 +16,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Tests of these start programs, or say nothing of a fault.
-SLOW = {"bench", "build", "client", "kernel", "kill", "map", "mutants", "notebooks"}
+SLOW = {"bench", "build", "client", "kernel", "kill", "makefile", "map", "mutants", "notebooks"}
 FAULTS = [
     (
         "RLE off by one",
@@ -202,13 +202,13 @@ FAULTS = [
     (
         "a window refused where training used none",
         "runs",
-        "(not only_window or _uses_window(config, run_dir))",
+        "(not only_window or read_window(run_dir))",
         "True",
     ),
     (
         "a window changed under 16-bit training images",
         "runs",
-        "(not only_window or _uses_window(config, run_dir))",
+        "(not only_window or read_window(run_dir))",
         "not only_window",
     ),
     ("16-bit test images found after training", "check", "depths == {False} and not has_window", "False"),
@@ -455,7 +455,7 @@ FAULTS = [
     (
         "a new image replaces its namesake",
         "runs",
-        "stem if len(paths) == 1 else printable(path.name)",
+        "stem if is_unique else printable(path.name)",
         "stem",
     ),
     (
@@ -507,7 +507,7 @@ FAULTS = [
     ),
     ("a constant column unchecked", "submission", "if row != (right :=", "if False and (right :="),
     ("two data sets, the first taken", "paths", "if len(roots) > 1:", "if False:"),
-    ("two layouts, the first taken", "contest", "if len(set(whole)) > 1:", "if False:"),
+    ("two layouts, the first taken", "folders", "if len(whole) > 1:", "if False:"),
     ("the mask's suffix ignored", "data", "if name.startswith(start) and name.endswith(end)]", "]"),
     (
         "groups forgotten",
@@ -536,12 +536,70 @@ FAULTS = [
         "_DUPLICATE_CORRELATION - _ROUNDING",
         "_DUPLICATE_CORRELATION + 0.006",
     ),
+    ("a folder that is named and not there", "folders", "if folder and not folder.is_dir():", "if False:"),
+    ("a folder outside the data root", "folders", 'or ".." in Path(value).parts', ""),
+    ("hidden files taken for images", "folders", ' and not path.name.startswith(".")', ""),
+    ("masks beside test images predicted", "data", "if stem not in masks}", "}"),
+    (
+        "a begun run that forgot its data",
+        "fingerprint",
+        "if not path.is_file() and is_begun(run_dir):",
+        "if False:",
+    ),
+    ("two starts of a run with other settings", "folds", "    check_settings(config, run_dir)\n", ""),
+    (
+        "two starts of a run with other data",
+        "folds",
+        "    check_still_kept(run_dir, training_set, fold_of_case)\n",
+        "",
+    ),
+    (
+        "a busy fold recorded as failed",
+        "folds",
+        "    except FolderBusy as error:  #",
+        "    except KeyError as error:  #",
+    ),
+    (
+        "a window for test images kept as training's",
+        "folds",
+        "window = find_window(training_set.cases) and find_window(",
+        "window = find_window(",
+    ),
+    ("any failure of a disk taken for no locks", "files", "if error.errno not in _NO_LOCKS:", "if False:"),
+    (
+        "predictions of two folders in one",
+        "runs",
+        "os.fsencode(folder)",
+        "os.fsencode(folder.name)",
+    ),
+    ("subfolders of new images left out in silence", "check", "if not is_image(path)]", "if False]"),
+    (
+        "new images of 8 bits among 16 unnoticed",
+        "check",
+        "if dataset.window and not deep:",
+        "if False:",
+    ),
+    ("empty predictions not named", "plots", 'if pred_mask.any() else f"{case', 'if True else f"{case'),
+    (
+        "a sample of several rows for an image",
+        "tables",
+        "for name, count in Counter(row[ids] for row in table.rows).items() if count > 1]",
+        "for name, count in {}.items()]",
+    ),
+    (
+        "another contest's sample taken for this one's",
+        "tables",
+        "len(known) - known.count(None) > len(known) / 2",
+        "True",
+    ),
+    ("codes of files by another extension unread", "tables", "(name, file.name, file.stem)", "(name,)"),
+    ("a value that begins with a dash", "arguments", "words[place] = _VALUE +", "words[place] ="),
     ("a batch of one image", "train", "if whole and len(last) == 1 < batch_size:", "if False:"),
     (
         "a folder that cannot be locked refused",
         "files",
-        "except OSError as error:  # a file",
-        "except KeyError as error:  # a file",
+        "if error.errno not in _NO_LOCKS:",
+        "if True:",
     ),
     (
         "a file of parameters over single ones",
