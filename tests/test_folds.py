@@ -191,10 +191,10 @@ def test_a_budget_is_divided_by_the_rounds_of_folds(make_run, monkeypatch):
     config, run_dir = make_run("budget", n_folds=3, budget_minutes=6.0)
     given = []
     monkeypatch.setattr("ctseg.folds.read_history", lambda fold_dir: [])
-    monkeypatch.setattr("ctseg.folds.train_fold", lambda *_, budget_seconds: given.append(budget_seconds))
-    monkeypatch.setattr(
-        "ctseg.folds._train_in_process", lambda *_, budget_seconds: given.append(budget_seconds)
-    )
+    for name in ("train_fold", "_train_in_process"):
+        monkeypatch.setattr(
+            f"ctseg.folds.{name}", lambda *_, budget_seconds, **__: given.append(budget_seconds)
+        )
     train_folds(config, run_dir)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     train_folds(config, run_dir)
