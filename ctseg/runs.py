@@ -205,11 +205,15 @@ def open_run(config: Config) -> Path:
 
 def check_settings(config: Config, run_dir: Path) -> None:
     """Raise ValueError unless the settings are those that the run keeps."""
-    settings, kept = config.settings(), Config(**_read_stored(config.run)).settings()
+    stored = Config(**_read_stored(config.run))
+    settings, kept = config.settings(), stored.settings()
     differing = [name for name, value in settings.items() if value != kept[name]]
     only_window = set(differing) <= {"window_low", "window_high"}
     if differing and (not only_window or read_window(run_dir)):
-        found = "; ".join(f"{name}: got {settings[name]!r}, stored {kept[name]!r}" for name in differing)
+        shown = settings | {"weights": config.weights}, kept | {"weights": stored.weights}
+        found = "; ".join(f"{name}: got {shown[0][name]!r}, stored {shown[1][name]!r}" for name in differing)
+        if "weights" in differing:
+            found += " (files are compared by their content)"
         raise ValueError(
             f"{run_dir} holds a run with other settings ({found}); choose another run name, or pass its name "
             "alone for its own settings"

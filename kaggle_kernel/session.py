@@ -78,6 +78,8 @@ def tidy_run(run_dir: Path, test_cases: Sequence[Case], contest: Contest) -> Non
     Raises:
         OSError, ValueError: the submission is not there, or not valid; nothing is removed.
     """
+    if not test_cases:
+        raise ValueError("the data have no test images, so there is no submission; see -p test_images")
     submission = Path(shutil.copy(run_dir / "submission.csv", "submission.csv"))
     check_submission(submission, test_cases, contest)
     shutil.rmtree(run_dir / "predicted_masks", ignore_errors=True)

@@ -104,9 +104,7 @@ def test_only_files_that_somebody_downloads_are_left(working, tiny):
     pictures = {f"runs/best/fold0/val_outputs/epoch_{epoch}/case_0.png" for epoch in (1, 3)}
     names = ("config.json", "submission.csv", "fold0/oof.npz", "fold0/history.csv")
     assert left == {"submission.csv", *(f"runs/best/{name}" for name in names), *pictures}
-    tidy_run(
-        run_dir, find_cases(tiny, "test", A0), A0
-    )  # again, as in a notebook whose last cell is run twice
+    tidy_run(run_dir, find_cases(tiny, "test", A0), A0)  # again, as where a last cell is run twice
 
 
 def test_a_submission_that_is_not_valid_leaves_everything(working, tiny):
@@ -115,4 +113,6 @@ def test_a_submission_that_is_not_valid_leaves_everything(working, tiny):
     other = [Case("another", case.image) for case in find_cases(tiny, "test", A0)]
     with pytest.raises(ValueError, match="missing or unknown ids"):
         tidy_run(run_dir, other, A0)
+    with pytest.raises(ValueError, match="the data have no test images, so there is no submission"):
+        tidy_run(run_dir, [], A0)
     assert {path for path in run_dir.rglob("*")} == before
