@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from ctseg.arguments import add_parameters, parse_arguments, read_arguments
 from ctseg.config import Config, fill_settings
-from ctseg.contest import Contest
+from ctseg.contest import A0, Contest
 from ctseg.data import (
     Case,
     MaskSet,
@@ -84,7 +84,7 @@ class _Findings:
     gain: float = 0.0  # see `measure_shift`
 
 
-def check_dataset(root: str | Path, contest: Contest, *, has_window: bool = False) -> list[dict]:
+def check_dataset(root: str | Path, contest: Contest = A0, *, has_window: bool = False) -> list[dict]:
     """Report every problem of a data set as rows of severity, file, problem and remedy; no row, no problem.
 
     An "error" stops training or prediction until it is fixed; a "warning" is read as its remedy states; a

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ctseg.contest import Contest
+from ctseg.contest import A0, Contest
 from ctseg.folders import IMAGE_SUFFIXES, Folders, find_folders, is_image
 from ctseg.masks import describe_mask, find_border_color, find_levels, measure_difference
 from ctseg.transforms import EvalTransform, Letterbox
@@ -134,7 +134,7 @@ def find_test_files(folders: Folders, contest: Contest) -> dict[str, list[Path]]
     return {stem: paths for stem, paths in found.items() if stem not in masks}
 
 
-def find_cases(root: Path, subset: str, contest: Contest) -> list[Case]:
+def find_cases(root: Path, subset: str, contest: Contest = A0) -> list[Case]:
     """List the cases of a subset, "train" or "test", by id; each training image with its mask.
 
     Without test images the list is empty: a contest may not have given them out yet.

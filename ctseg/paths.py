@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ctseg.contest import KAGGLE_INPUT, Contest
+from ctseg.contest import A0, KAGGLE_INPUT, Contest
 from ctseg.folders import find_folders
 from ctseg.phantom import write_phantom
 
@@ -18,7 +18,7 @@ def find_repository() -> Path:
     return here
 
 
-def find_data_root(data_root: str | Path, contest: Contest) -> Path:
+def find_data_root(data_root: str | Path = "", contest: Contest = A0) -> Path:
     """Find the data root, the folder that contains the folders of `contest`.
 
     Args:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.contest import Contest
+from ctseg.contest import A0, Contest
 from ctseg.data import Case, map_threads, printable, read_size
 from ctseg.files import atomic_path
 
 _AGAIN = "write it again with notebook 04"
 
 
-def encode_rle(mask: np.ndarray, contest: Contest) -> str:
+def encode_rle(mask: np.ndarray, contest: Contest = A0) -> str:
     """Encode a mask, bool (H, W), as "start length start length …", as the contest numbers pixels.
 
     A mask without foreground is its `empty_mask`.
@@ -31,7 +31,7 @@ def encode_rle(mask: np.ndarray, contest: Contest) -> str:
     return " ".join(map(str, numbers.tolist())) or contest.empty_mask
 
 
-def decode_rle(rle: str, shape: tuple[int, int], contest: Contest) -> np.ndarray:
+def decode_rle(rle: str, shape: tuple[int, int], contest: Contest = A0) -> np.ndarray:
     """Decode `encode_rle`'s text to a bool mask of `shape` (H, W).
 
     >>> decode_rle("2 3", (2, 3), Contest()).astype(int)
@@ -47,7 +47,7 @@ def decode_rle(rle: str, shape: tuple[int, int], contest: Contest) -> np.ndarray
     return np.repeat(is_run, np.diff(edges)).reshape(shape, order=contest.pixel_order)
 
 
-def read_runs(rle: str, shape: tuple[int, int], contest: Contest) -> np.ndarray:
+def read_runs(rle: str, shape: tuple[int, int], contest: Contest = A0) -> np.ndarray:
     """The runs of a code for a mask of `shape` (H, W): each one's first pixel, and the one after it; (N, 2).
 
     Pixels are counted from 0 in the contest's order.
@@ -96,7 +96,7 @@ def write_submission(
     path: Path,
     predictions: Iterable[tuple[str, np.ndarray]],
     cases: Sequence[Case],
-    contest: Contest,
+    contest: Contest = A0,
 ) -> None:
     """Write a row for each test case, read it back and check it; `path` stays as it was if anything is wrong.
 
@@ -150,7 +150,7 @@ def _make_row(case: Case, size: tuple[int, int], rle: str, contest: Contest) -> 
     return row
 
 
-def check_submission(path: Path, cases: Sequence[Case], contest: Contest) -> None:
+def check_submission(path: Path, cases: Sequence[Case], contest: Contest = A0) -> None:
     """Check a submission against the test images.
 
     Raises:
@@ -183,7 +183,7 @@ def check_submission(path: Path, cases: Sequence[Case], contest: Contest) -> Non
             raise ValueError(f"{path}, {ids} {row[ids]}: got {row}, expected {right}; {_AGAIN}")
 
 
-def read_rows(path: Path, contest: Contest) -> list[dict]:
+def read_rows(path: Path, contest: Contest = A0) -> list[dict]:
     """Read the rows of a submission; ValueError unless it is UTF-8 with the columns of `write_submission`."""
     try:
         text = path.read_bytes().decode("utf-8")

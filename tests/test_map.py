@@ -1,6 +1,7 @@
 """The map of the package: which module may import which, and that a reader finds the map."""
 
 import ast
+import inspect
 import re
 import sys
 import tomllib
@@ -9,6 +10,7 @@ import pytest
 from conftest import REPOSITORY
 
 import ctseg
+from ctseg import check, data, paths, submission
 
 # Each module and the modules of the kit that it imports, in the order of the map; no arrow but these.
 IMPORTS = {
@@ -118,6 +120,32 @@ def test_the_contests_names_are_in_one_place(name, where):
         *REPOSITORY.glob("notebooks/*.py"),
     ]
     assert sorted(path.name for path in files if name in path.read_text()) == [where]
+
+
+def find_calls(path):
+    """The calls in a file of functions that have a contest of their own, and whether it is passed."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CONTEST_PLACES:
+            given = len(node.args) > CONTEST_PLACES[node.func.id]
+            yield node, given or any(entry.arg == "contest" for entry in node.keywords)
+
+
+# The kit's own contest is the default of these, for people; the kit itself never forgets another one.
+CONTEST_PLACES = {
+    function.__name__: list(inspect.signature(function).parameters).index("contest")
+    for module in (check, data, paths, submission)
+    for function in vars(module).values()
+    if inspect.isfunction(function) and "contest" in inspect.signature(function).parameters
+}
+
+
+def test_the_kit_passes_the_contest_wherever_there_is_a_default():
+    folders = (REPOSITORY / name for name in ("ctseg", "notebooks", "kaggle_kernel"))
+    calls = [
+        (path.name, *call) for folder in folders for path in folder.glob("*.py") for call in find_calls(path)
+    ]
+    assert len(calls) > 20
+    assert [(name, ast.unparse(node)) for name, node, given in calls if not given] == []
 
 
 def find_packages(path):
