@@ -82,7 +82,7 @@ def find_folders(root: Path, contest: Contest) -> Folders:
     for name, folder in zip(_NAMES, (images, masks, test)):
         if folder and not folder.is_dir():
             raise ValueError(
-                f"parameter {name}: no folder {getattr(contest, name)!r} in {present}; mend the name, or "
+                f"parameter {name}: no folder {getattr(contest, name)!r} in {present}; fix the name, or "
                 "leave it out where there is none yet"
             )
     return Folders(*found[0], test or _find_test_images(root, found[0][0], usual))
@@ -116,12 +116,12 @@ def _list_pairs(
 
 
 def _list_mask_folders(root: Path, usual: Mapping[str, Path], contest: Contest, images: Path) -> list[Path]:
-    """Where the masks of named images may be: beside their folder, or in it, or in a usual folder."""
+    """Where the masks of named images may be: next to their folder, in it, or in a usual folder."""
     words = {PurePosixPath(name).name.lower() for pair in _TRAIN_FOLDERS for name in pair[1:]} - {"train"}
-    beside = [folder for folder in sorted(images.parent.glob("*/")) if folder.name.lower() in words]
+    siblings = [folder for folder in sorted(images.parent.glob("*/")) if folder.name.lower() in words]
     known = [usual[name.lower()] for _, name in _TRAIN_FOLDERS if name.lower() in usual]
     mixed = [images] if contest.mask_prefix or contest.mask_suffix else []
-    for folders in (beside, known):
+    for folders in (siblings, known):
         if found := [folder for folder in folders if _has_images(folder) and folder != images]:
             return found
     return mixed or [images.with_name("masks")]

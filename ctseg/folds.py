@@ -71,7 +71,7 @@ def _try_fold(train: Callable[[int], None], run_dir: Path, fold: int) -> Excepti
     record.unlink(missing_ok=True)
     try:
         train(fold)
-    except FolderBusy as error:  # that is no failure of the fold
+    except FolderBusy as error:  # the fold itself did not fail
         print(f"fold {fold} is left alone: {error}", flush=True)
         return error
     except Exception as error:

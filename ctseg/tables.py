@@ -201,7 +201,7 @@ def _find_value(table: _Table, name: str, images: Mapping[str, Path]) -> str:
 def _read_codes(table: _Table, masks: Mapping[str, Path], contest: Contest, limit: int | None) -> dict:
     """The format of a table's codes of training masks; {} if it has none.
 
-    Boxes, sizes and other numbers are no codes: none of them is its mask's. A column that is called as the
+    Boxes, sizes and other numbers are not codes: none of them is its mask's. A column that is called as the
     contest's codes has to hold them, if it holds pairs of numbers at all.
 
     Raises:
@@ -251,7 +251,7 @@ def _read_numbering(
         else:
             odd.append(row[table.ids])
         if len(odd) >= 20 and not n_fitting:
-            break  # these are no codes
+            break  # these are not codes
     if odd and (n_fitting or has_to_fit):
         raise ValueError(
             f"{table.path}, {table.ids} {odd[0]}: a run-length code of another mask, in any order "

@@ -82,7 +82,7 @@ def test_what_is_there_instead_of_a_data_set_is_said(tmp_path):
 def test_a_folder_that_is_named_has_to_be_there(tmp_path, name):
     lay_out(tmp_path, "Train/Image", "Train/Mask", "Test/Image")
     with pytest.raises(
-        ValueError, match=f"parameter {name}: no folder 'Test/Imags' in .* Test/Image, .*; mend"
+        ValueError, match=f"parameter {name}: no folder 'Test/Imags' in .* Test/Image, .*; fix"
     ):
         find_folders(tmp_path, Contest(**{name: "Test/Imags"}))
 
