@@ -29,7 +29,7 @@ _NUMBERINGS = [{"pixel_order": order, "first_pixel": first} for order in "CF" fo
 _NAMES_OF_CODES = re.compile(r"mask|rle|pixel|predict|encod|segment|code", re.IGNORECASE)
 _RUNS = re.compile(r"\s*\d+\s+\d+(\s+\d+\s+\d+)*\s*")
 _NO_RUN = re.compile(r"\s*[01] [01]\s*")  # how some contests write a mask without foreground
-_SAMPLE = re.compile(r"sample(?!s[^u])")  # sample_submission, SampleSubmission, but not samples
+_SAMPLE = re.compile(r"(?<![a-z])sample(?!s[^u])")  # sample_submission, SampleSubmission
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,11 @@ def _read_table(path: Path, images: Mapping[str, Path]) -> _Table:
 def _is_ours(table: _Table, test: Mapping[str, Path], root: Path, contest: Contest) -> bool:
     """Whether a table that is called a sample is this contest's sample submission."""
     has_columns = table.columns == list(contest.read_columns())
+    is_called_so = "sub" in table.path.name.lower()
+    if not (has_columns or is_called_so or any(map(_NAMES_OF_CODES.search, table.columns))):
+        return False
     if table.path.parent == root:
-        return bool(table.ids or has_columns or "submission" in table.path.name.lower())
+        return bool(table.ids or has_columns or is_called_so)
     known = [_find_stem(row[table.ids], test) for row in table.rows if table.ids]
     return has_columns if not test else len(known) - known.count(None) > len(known) / 2
 
@@ -136,7 +139,7 @@ def _read_sample(table: _Table, test: Mapping[str, Path], contest: Contest) -> d
     if test and not contest.notebooks_only and (odd := {row[ids] for row in table.rows} ^ expected):
         raise ValueError(
             f"{table.path}: its ids and the test images differ in {abridge(map(str, odd))}; get the missing "
-            "files, or the contest's data again"
+            "files, or the contest's data again, or make the ids the images' names"
         )
     if repeated := [name for name, count in Counter(row[ids] for row in table.rows).items() if count > 1]:
         raise ValueError(
@@ -150,11 +153,18 @@ def _read_sample(table: _Table, test: Mapping[str, Path], contest: Contest) -> d
 
 
 def _derive_columns(table: _Table, images: Mapping[str, Path]) -> str:
-    """A table's columns as a parameter."""
+    """A table's columns as a parameter; ValueError if they cannot be one."""
+    repeated = len(set(table.columns)) < len(table.columns)
+    if repeated or any(re.search("[,={}]|^$", name) for name in table.columns):
+        raise ValueError(
+            f"{table.path} has the columns {table.columns}, which the kit cannot write; expected different "
+            "names without commas, '=' and braces; remove the table to train all the same"
+        )
     others = [name for name in table.columns if name != table.ids]
     named = [name for name in others if _NAMES_OF_CODES.search(name)] or others
-    # "ImageId,EncodedPixels,PredictedClass": the name alone does not tell.
-    named = [name for name in named if any(_RUNS.fullmatch(row[name]) for row in table.rows)] or named
+    # "ImageId,EncodedPixels,PredictedClass": the name alone does not tell, but codes do, or their absence.
+    for is_code in (_RUNS.fullmatch, lambda text: not text):
+        named = [name for name in named if any(is_code(row[name]) for row in table.rows)] or named
     entries = {}
     for name in table.columns:
         if name == table.ids:
@@ -189,11 +199,11 @@ def _find_value(table: _Table, name: str, images: Mapping[str, Path]) -> str:
     values = {row[name] for row in table.rows}
     if not rows and name.lower() in ("height", "width"):  # a row in place of images that nobody has
         return f"{{{name.lower()}}}"
-    if len(values) == 1 and "," not in min(values):
+    if len(values) == 1 and not set(min(values)) & set(",{}"):
         return values.pop()
     raise ValueError(
-        f"{table.path}: the column {name} is not the same in all rows, or holds commas; expected an id, a "
-        "code, a constant, the image's height or width; pass -p submission_columns with a value for it, such "
+        f"{table.path}: the column {name} is not the same in all rows, or has commas or braces; expected an id, "
+        "a code, a constant, the image's height or width; pass -p submission_columns with a value for it, such "
         f"as 'ID,{name}=1,Mask'"
     )
 

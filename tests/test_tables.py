@@ -130,6 +130,7 @@ def write(root, name, text):
         ("EncodedPixels,ImageId", "1 1,case_9", "EncodedPixels={mask},ImageId={id}"),
         ("case,Usage,answer", "case_9,Public,x", "case,Usage=Public,answer"),
         ("ImageId,EncodedPixels,PredictedClass", "case_9,1 1,0", "ImageId,EncodedPixels,PredictedClass=0"),
+        ("ImageId,EncodedPixels,PredictedClass", "case_9,,0", "ImageId,EncodedPixels,PredictedClass=0"),
     ],
 )
 def test_other_columns_are_derived_from_a_sample(tiny, header, row, expected):
@@ -142,9 +143,10 @@ def test_other_columns_are_derived_from_a_sample(tiny, header, row, expected):
 
 def test_a_column_that_the_kit_cannot_know_is_said_so(tiny):
     Image.new("RGB", (40, 30)).save(tiny / "Test" / "Image" / "case_8.png")
-    write(tiny, "sample_submission.csv", "id,fold,rle\ncase_8,1,\ncase_9,2,\n")
-    with pytest.raises(ValueError, match="column fold is not the same in all rows.*such as 'ID,fold=1,Mask'"):
-        check_tables(tiny, A0)
+    for rows in ("case_8,1,\ncase_9,2,", "case_8,{id},\ncase_9,{id},", 'case_8,"a,b",\ncase_9,"a,b",'):
+        write(tiny, "sample_submission.csv", f"id,fold,rle\n{rows}\n")
+        with pytest.raises(ValueError, match="column fold is not the same in all.*such as 'ID,fold=1,Mask'"):
+            check_tables(tiny, A0)
 
 
 @pytest.mark.parametrize("place", [".", ".."])
@@ -159,6 +161,8 @@ def test_a_column_that_the_kit_cannot_know_is_said_so(tiny):
         ("train.csv", "ID,Mask\ncase_1,Mask/case_1.png\n"),
         ("train.csv", "ID,Label,Mask\ncase_1,benign,\n"),
         ("empty_sample.csv", ""),
+        ("resampled_spacing.csv", "ID,spacing\ncase_9,0.5\n"),
+        ("sample_weights.csv", "ID,weight\ncase_1,1\ncase_9,2\n"),
         ("samples.csv", "ID,split\ncase_1,train\ncase_9,test\n"),
     ],
 )
@@ -206,6 +210,22 @@ def test_a_contest_that_takes_notebooks_only_may_list_images_that_nobody_has(tin
     with pytest.raises(ValueError, match="but the settings say") as caught:
         check_tables(tiny, Contest(notebooks_only=True))
     assert read_advice(caught.value) == {"submission_columns": "id,height={height},width={width},predicted"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ",ID,Mask\n0,case_9,\n",
+        "ID,Mask,\ncase_9,,\n",
+        "ID,Mask,Mask\ncase_9,,\n",
+        "id,rle=x\ncase_9,\n",
+        'id,"rle, encoded"\ncase_9,\n',
+    ],
+)
+def test_columns_that_cannot_be_written_are_said_so(tiny, text):
+    write(tiny, "sample_submission.csv", text)
+    with pytest.raises(ValueError, match="which the kit cannot write; .*; remove the table to train"):
+        check_tables(tiny, A0)
 
 
 def test_a_sample_of_several_rows_for_an_image_is_refused(tiny):
