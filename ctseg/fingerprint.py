@@ -60,14 +60,25 @@ def _read(run_dir: Path) -> dict | None:
             "under another run name"
         )
     kept = read_json(path) if path.is_file() else None
-    if kept is not None and not {"window", "cases"} <= kept.keys():
-        raise ValueError(f"{path} is damaged: it has no cases; restore it from a copy of the run")
+    if kept is not None and not _is_whole(kept):
+        raise ValueError(f"{path} is damaged: it lacks cases; restore it from a copy of the run")
     return kept
+
+
+def _is_whole(kept: dict) -> bool:
+    """Whether what was read has all that `write_training_data` writes."""
+    cases = kept.get("cases")
+    names = {"size", "mask_file", "mask", "fold"}
+    return (
+        isinstance(cases, dict)
+        and "window" in kept
+        and all(isinstance(case, dict) and names <= case.keys() for case in cases.values())
+    )
 
 
 def is_begun(run_dir: Path) -> bool:
     """Whether a fold of a run has weights, which hold it to its settings and its training data."""
-    return any(run_dir.glob("fold*/*.pth"))
+    return any(run_dir.glob("fold*/[!.]*.pth"))  # hidden ones were not written to the end
 
 
 def read_folds(run_dir: Path, cases: Sequence[Case]) -> np.ndarray | None:

@@ -93,6 +93,7 @@ def _train_in_process(run_dir: Path, free: SimpleQueue, fold: int, *, budget_sec
     """Train a fold in a process that sees one free GPU (`python -m ctseg.folds`), and pass on its output.
 
     Raises:
+        FolderBusy: another process trains the fold.
         RuntimeError: the process failed; the message ends with its last lines.
     """
     gpu, last_lines = free.get(), deque(maxlen=20)
@@ -111,6 +112,8 @@ def _train_in_process(run_dir: Path, free: SimpleQueue, fold: int, *, budget_sec
             print(line, end="", flush=True)
             last_lines.append(line)
     free.put(gpu)
+    if worker.returncode == os.EX_TEMPFAIL:
+        raise FolderBusy(last_lines[-1].strip())
     if worker.returncode:
         raise RuntimeError(
             f"the process on GPU {gpu} ended with status {worker.returncode}: {''.join(last_lines)}"
@@ -130,6 +133,8 @@ def assign_folds(config: Config, run_dir: Path, training_set: TrainingSet) -> np
     folds = split_cases(
         training_set, n_folds=config.n_folds, split=config.split, seed=config.seed, groups=groups
     )
+    if is_begun(run_dir):  # by another process in the meantime
+        return read_folds(run_dir, training_set.cases)
     # A window that is given for test images alone, where training's have 8 bits, is not training's.
     window = find_window(training_set.cases) and find_window(
         training_set.cases, config.window_low, config.window_high
@@ -263,4 +268,8 @@ def _work(run_dir: Path, budget_seconds: float | None, fold: int) -> None:
 
 if __name__ == "__main__":
     print_anywhere()
-    _work(Path(sys.argv[1]), float(sys.argv[2]) or None, int(sys.argv[3]))
+    try:
+        _work(Path(sys.argv[1]), float(sys.argv[2]) or None, int(sys.argv[3]))
+    except FolderBusy as error:
+        print(error, flush=True)
+        sys.exit(os.EX_TEMPFAIL)

@@ -88,8 +88,9 @@ def _show_case(
     """Draw an image (H, W, 3), thinned out, with its true and predicted outlines."""
     axis.imshow(_thin_out(image))
     for mask, color in ((true_mask, _TRUE), (pred_mask, _PREDICTED)):
-        if mask is not None and mask.any() and not mask.all():
-            axis.contour(_thin_out(mask), levels=[0.5], colors=color, linewidths=1.2)
+        mask = None if mask is None else _thin_out(mask)
+        if mask is not None and mask.any() and not mask.all() and min(mask.shape) > 1:
+            axis.contour(mask, levels=[0.5], colors=color, linewidths=1.2)
     axis.set_title(title, fontsize=8, parse_math=False)
     axis.axis("off")
 

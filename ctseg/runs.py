@@ -250,7 +250,7 @@ def find_new_folder(config: Config) -> Path:
 
 def name_predictions(folder: Path) -> str:
     """A name for the predictions of new images: their folder's, and a checksum of where it is."""
-    return f"{folder.name or 'root'}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
+    return f"{folder.name[:100] or 'root'}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
 
 
 def make_new_dataset(config: Config, run_dir: Path, folder: Path) -> SegmentationDataset:

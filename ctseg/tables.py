@@ -202,9 +202,9 @@ def _find_value(table: _Table, name: str, images: Mapping[str, Path]) -> str:
     if len(values) == 1 and not set(min(values)) & set(",{}"):
         return values.pop()
     raise ValueError(
-        f"{table.path}: the column {name} is not the same in all rows, or has commas or braces; expected an id, "
-        "a code, a constant, the image's height or width; pass -p submission_columns with a value for it, such "
-        f"as 'ID,{name}=1,Mask'"
+        f"{table.path}: the column {name} is not the same in all rows, or has commas or braces; expected an "
+        "id, a code, a constant, the image's height or width; pass -p submission_columns with a value for "
+        f"it, such as 'ID,{name}=1,Mask'"
     )
 
 

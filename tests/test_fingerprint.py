@@ -105,7 +105,9 @@ def test_a_begun_run_that_does_not_know_its_data_is_refused(tiny):
     path = run_dir / "training_data.json"
     for damage, message in [
         (path.unlink, "has trained folds, but no training_data.json, which says on what; copy the whole run"),
-        (lambda: path.write_text("{}"), "training_data.json is damaged: it has no cases"),
+        (lambda: path.write_text("{}"), "training_data.json is damaged: it lacks cases"),
+        (lambda: path.write_text('{"window": null, "cases": []}'), "damaged: it lacks cases"),
+        (lambda: path.write_text('{"window": null, "cases": {"a": {"fold": 1}}}'), "damaged: it lacks cases"),
         (lambda: path.write_text("[" * 10**5), "training_data.json is damaged: .*recursion"),
     ]:
         damage()
@@ -117,6 +119,12 @@ def test_a_begun_run_that_does_not_know_its_data_is_refused(tiny):
             with pytest.raises(ValueError, match=message):
                 use()
     assert path.read_text() == "[" * 10**5
+
+
+def test_weights_that_were_not_written_to_the_end_begin_no_run(tiny):
+    run_dir = begin_run(tiny)
+    (run_dir / "fold0" / "last.pth").rename(run_dir / "fold0" / ".partial-1-last.pth")
+    open_run(make_config(run="a", data_root=str(tiny), lr=0.5))
 
 
 @pytest.mark.parametrize("stored", [8, 16])

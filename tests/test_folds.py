@@ -17,6 +17,7 @@ from ctseg.postprocess import PostProcess, make_mask
 from ctseg.predict import OutOfFold, predict_cases, predict_masks, predict_probabilities, write_oof
 from ctseg.report import write_summary
 from ctseg.runs import make_config, make_dataset, open_run
+from ctseg.split import split_cases
 from ctseg.train import evaluate_model
 
 SETTINGS = {
@@ -84,13 +85,16 @@ def test_a_fold_that_fails_is_reported_and_the_others_go_on(make_run, two_gpus, 
     assert not list(run_dir.glob("failed*"))
 
 
-def test_a_fold_that_another_process_trains_is_no_failure(make_run, capsys):
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_a_fold_that_another_process_trains_is_no_failure(make_run, two_gpus, side_by_side, capsys):
+    if side_by_side:
+        two_gpus()
     config, run_dir = make_run("shared")
     with lock_folder(run_dir / "fold0"):
         assert train_folds(config, run_dir).keys() == {1}
         with pytest.raises(FolderBusy):
             train_folds(replace(config, fold=0), run_dir)
-    assert "fold 0 is left alone: " in capsys.readouterr().out
+    assert "fold 0 is left alone: " in capsys.readouterr().out and not list(run_dir.glob("failed*"))
     assert write_summary(run_dir, scores={}, postprocess="")["failed"] == {}
 
 
@@ -111,6 +115,23 @@ def test_of_two_processes_that_start_a_run_otherwise_only_one_goes_on(make_run, 
     with pytest.raises(ValueError, match=message):
         train_folds(config, run_dir, training_set)
     assert not list(run_dir.glob("fold*/*.pth"))
+
+
+def test_a_run_that_begins_while_another_process_splits_keeps_its_data(make_run, tmp_path, monkeypatch):
+    config, run_dir = make_run("shared")
+    other = make_run("shared", data_root=str(write_phantom(tmp_path / "other", n_train=20, n_test=1)))[0]
+    others_set = load_training_set(make_dataset(other, "train"))
+
+    def begin_meanwhile(training_set, **options):
+        monkeypatch.setattr("ctseg.folds.split_cases", split_cases)
+        assign_folds(config, run_dir, load_training_set(make_dataset(config, "train")))
+        write_text("", run_dir / "fold0" / "last.pth")
+        return split_cases(training_set, **options)
+
+    monkeypatch.setattr("ctseg.folds.split_cases", begin_meanwhile)
+    with pytest.raises(ValueError, match="was trained on other data"):
+        assign_folds(other, run_dir, others_set)
+    open_run(config)
 
 
 def test_where_no_fold_finishes_the_error_is_raised(make_run):

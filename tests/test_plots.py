@@ -68,6 +68,15 @@ def test_cases_of_all_sizes_with_empty_and_full_masks_are_drawn():
     assert shapes == [(30, 40), (80, 20), (50, 50), (750, 550)]  # large ones thinned out
 
 
+@pytest.mark.parametrize("size", [(1, 200), (3, 3000), (3000, 3)])
+def test_images_too_thin_for_an_outline_are_drawn_without(size):
+    mask = np.zeros(size, bool)
+    mask.flat[: mask.size // 2] = True
+    figure = plot_cases([np.zeros((*size, 3), np.uint8)], [mask])
+    draw(figure)
+    assert count_outlines(figure) == [0]
+
+
 def test_predictions_are_drawn_from_files_thinned_out_and_empty_ones_named(tmp_path):
     image = np.zeros((1200, 900), np.uint8)
     cases = [Case(name, save_image(tmp_path / f"{name}.jpg", image)) for name in "ab"]
