@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON3 ?= python3
 VENV ?= .venv
 # A file of parameters, or one of them, may name the data instead.
-DATA ?= $(if $(filter -f --file data_root,$(ARGS)),,phantom)
+DATA ?= $(if $(filter -f% --file% data_root,$(ARGS)),,phantom)
 RUN ?= $(if $(filter phantom,$(DATA)),phantom,$(error RUN=name is required with DATA= and with a file in ARGS))
 # Not the copies that people make, such as "03_train-Copy1" or "03_train (copy)".
 NOTEBOOKS := $(shell ls notebooks | grep -xE '[0-9][0-9]_[A-Za-z0-9_]+\.ipynb')

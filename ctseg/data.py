@@ -127,10 +127,11 @@ def find_training_files(
 
 
 def find_test_files(folders: Folders, contest: Contest) -> dict[str, list[Path]]:
-    """Image files of the test set by stem; without masks that lie among them, as the contest calls masks."""
+    """Image files of the test set by stem; without masks, where training masks are among the images too."""
     found = find_files(folders.test_images)
-    start, end = contest.mask_prefix, contest.mask_suffix
-    masks = {f"{start}{stem}{end}" for stem in found} if start or end else set()
+    if folders.train_images != folders.train_masks:
+        return found
+    masks = {f"{contest.mask_prefix}{stem}{contest.mask_suffix}" for stem in found}
     return {stem: paths for stem, paths in found.items() if stem not in masks}
 
 

@@ -63,7 +63,7 @@ def find_folders(root: Path, contest: Contest) -> Folders:
     images, masks, test = (_find_named(root, name, contest) for name in _NAMES)
     pairs = [(images, masks)] if images and masks else _list_pairs(root, usual, contest, images, masks)
     pairs = [pair for pair in pairs if pair[0].is_dir()]
-    whole = [pair for pair in pairs if all(map(_has_images, pair))]
+    whole = [pair for pair in pairs if all(map(has_images, pair))]
     whole = list(dict.fromkeys([pair for pair in whole if pair[0] != pair[1]] or whole))
     if len(whole) > 1:
         listed = ", ".join(" with ".join(str(folder.relative_to(root)) for folder in pair) for pair in whole)
@@ -122,7 +122,7 @@ def _list_mask_folders(root: Path, usual: Mapping[str, Path], contest: Contest, 
     known = [usual[name.lower()] for _, name in _TRAIN_FOLDERS if name.lower() in usual]
     mixed = [images] if contest.mask_prefix or contest.mask_suffix else []
     for folders in (siblings, known):
-        if found := [folder for folder in folders if _has_images(folder) and folder != images]:
+        if found := [folder for folder in folders if has_images(folder) and folder != images]:
             return found
     return mixed or [images.with_name("masks")]
 
@@ -132,7 +132,7 @@ def _find_test_images(root: Path, train_images: Path, usual: Mapping[str, Path])
     known = [usual[name.lower()] for name in _TEST_FOLDERS if name.lower() in usual]
     name = train_images.relative_to(root).as_posix()
     namesake = name.replace("Train", "Test").replace("train", "test")
-    return next(filter(_has_images, known), root / (namesake if namesake != name else "test"))
+    return next(filter(has_images, known), root / (namesake if namesake != name else "test"))
 
 
 def _find_subfolders(root: Path) -> Iterator[str]:
@@ -142,6 +142,6 @@ def _find_subfolders(root: Path) -> Iterator[str]:
         yield from (f"{folder.name}/{below.name}" for below in sorted(folder.glob("*/")))
 
 
-def _has_images(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
     """Whether a folder directly contains images."""
     return folder.is_dir() and any(map(is_image, folder.iterdir()))

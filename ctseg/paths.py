@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctseg.contest import A0, KAGGLE_INPUT, Contest
-from ctseg.folders import find_folders
+from ctseg.folders import find_folders, has_images
 from ctseg.phantom import write_phantom
 
 
@@ -42,7 +42,10 @@ def find_data_root(data_root: str | Path = "", contest: Contest = A0) -> Path:
         places += [KAGGLE_INPUT, *sorted(data.glob(f"{contest.slug}*")), data]
     for place in places:
         depth = 5 if place == KAGGLE_INPUT else 1
-        roots = [root.resolve() for root in _find_roots(place, contest, depth)]
+        found = list(_find_roots(place, contest, depth))
+        # Where some have images, those without are none, such as a Mac's __MACOSX.
+        roots = [root.resolve() for root, folder in found if has_images(folder)]
+        roots = roots or [root.resolve() for root, _ in found]
         if len(roots) > 1:
             raise ValueError(
                 f"more than one data set in {place}: {', '.join(map(str, roots))}; pass one as data_root"
@@ -59,11 +62,10 @@ def find_data_root(data_root: str | Path = "", contest: Contest = A0) -> Path:
     )
 
 
-def _find_roots(place: Path, contest: Contest, depth: int) -> Iterator[Path]:
-    """The data roots at `place`, or up to `depth` folders below it."""
+def _find_roots(place: Path, contest: Contest, depth: int) -> Iterator[tuple[Path, Path]]:
+    """The data roots at `place`, or up to `depth` folders below it, each with its training images' folder."""
     try:
-        find_folders(place, contest)
-        yield place
+        yield place, find_folders(place, contest).train_images
     except FileNotFoundError:
         if depth:
             for folder in sorted(place.glob("*/")):

@@ -83,7 +83,11 @@ def check_tables(root: Path, contest: Contest, *, limit: int | None = None) -> N
         told.pop("submission_columns", None)
     told = {name: value for name, value in (told | columns).items() if value != getattr(contest, name)}
     if told:
-        parameters = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in told.items())
+        parameters = " ".join(
+            # A text that -p would take for another value is passed as it is.
+            f"{'-r' if value in ('None', 'True', 'False') else '-p'} {name} {shlex.quote(str(value))}"
+            for name, value in told.items()
+        )
         settings = _describe({name: getattr(contest, name) for name in told})
         raise ValueError(f"{', '.join(lines)}, but the settings say {settings}; pass {parameters}")
 
@@ -219,7 +223,8 @@ def _read_codes(table: _Table, masks: Mapping[str, Path], contest: Contest, limi
     """
     usual = {value: name for name, value in contest.read_columns().items()}["{mask}"]
     for column in sorted(table.columns, key=lambda name: name != usual):
-        has_runs = any(_RUNS.fullmatch(row[column]) for row in table.rows[:100])
+        written = islice((row[column] for row in table.rows if row[column]), 100)
+        has_runs = any(map(_RUNS.fullmatch, written))
         if has_runs or column == usual:
             has_to_fit = has_runs and column == usual
             found = _read_numbering(table, column, masks, contest, limit, has_to_fit)
@@ -248,12 +253,12 @@ def _read_numbering(
     stems = {row[table.ids]: _find_stem(row[table.ids], masks) for row in table.rows}
     rows = [row for row in table.rows if stems[row[table.ids]] and counts[row[table.ids]] == 1]
     usual = {name: getattr(contest, name) for name in ("pixel_order", "first_pixel")}
-    fitting, empty = [usual, *(numbering for numbering in _NUMBERINGS if numbering != usual)], None
+    fitting, empty = [usual, *(numbering for numbering in _NUMBERINGS if numbering != usual)], set()
     n_fitting, odd = 0, []
     for row in rows[:: math.ceil(len(rows) / limit) if limit and rows else 1]:
         mask, code = read_mask(masks[stems[row[table.ids]]], mask_set), row[column]
         if not mask.any() and (_NO_RUN.fullmatch(code) or not _RUNS.fullmatch(code)):
-            empty = code
+            empty.add(code)
             continue
         found = [numbering for numbering in fitting if _fits(code, mask, replace(contest, **numbering))]
         if found:
@@ -270,7 +275,8 @@ def _read_numbering(
         )
     if odd or not rows:
         return None
-    return ({} if empty is None else {"empty_mask": empty}) | fitting[0]
+    # One text for all; a file's name, for instance, is another one in each row.
+    return ({"empty_mask": empty.pop()} if len(empty) == 1 else {}) | fitting[0]
 
 
 def _find_stem(name: str, masks: Mapping[str, Path]) -> str | None:

@@ -109,18 +109,34 @@ def fetch_output(data_root: str, parameters: Mapping[str, Any]) -> None:
     _call_kaggle("kernels", "status", kernel, expect=r"COMPLETE\b")
     shutil.rmtree(fetched, ignore_errors=True)
     _call_kaggle("kernels", "output", kernel, "-p", fetched, "--force", expect="")
+    run = "kaggle"
+    for path in sorted(fetched.glob("runs/*/config.json")):
+        run = _bring_home(path.parent).name
+    if not (fetched / "submission.csv").is_file():
+        raise Refused(f"the kernel made no submission; what it made is in {fetched}, its log too")
     shutil.rmtree(folder, ignore_errors=True)
     fetched.rename(folder)
-    run = "kaggle"
-    for path in sorted(folder.glob("runs/*/config.json")):
-        run_dir = find_run_dir(path.parent.name)
-        names = (run_dir.name, *(f"{run_dir.name}-{number}" for number in range(2, 1000)))
-        target = next(place for name in names if not (place := find_run_dir(name)).exists())
-        run = path.parent.rename(target).name
-        if target != run_dir:
-            print(f"{run_dir} exists and is left as it is; the kernel's run is {target}")
     _check_here(folder / "submission.csv", data_root, read_config(**{"run": run} | parameters))
     print(f"{folder / 'submission.csv'}: valid; to submit it: make submit RUN={run}")
+
+
+def _bring_home(run_dir: Path) -> Path:
+    """Move a run to `runs/`, with a number where another one of its name is; return where it is then."""
+    names = (run_dir.name, *(f"{run_dir.name}-{number}" for number in range(2, 1000)))
+    for home in map(find_run_dir, names):
+        if not home.exists():
+            run_dir.rename(home)
+            if home.name != run_dir.name:
+                print(f"{find_run_dir(run_dir.name)} exists and is left as it is; the kernel's run is {home}")
+            return home
+        if _find_results(home) == _find_results(run_dir):
+            return home
+    raise Refused(f"{run_dir.name} is in runs/ a thousand times; remove some")
+
+
+def _find_results(run_dir: Path) -> dict[str, bytes]:
+    """The predictions of a run's finished folds, by which one is known as the same."""
+    return {path.parent.name: path.read_bytes() for path in run_dir.glob("fold*/oof.npz")}
 
 
 def submit(run: str, data_root: str, parameters: Mapping[str, Any]) -> None:
@@ -159,7 +175,10 @@ def _check_here(path: Path, data_root: str, contest: Config) -> None:
         raise Refused(f"no {path}; 04_postprocess_submit writes it, on Kaggle too: see the kernel's log")
     cases = find_cases(find_data_root(data_root or contest.data_root, contest), "test", contest)
     if not cases:
-        raise Refused("no test images here to check the submission against; make download, or pass DATA=")
+        raise Refused(
+            f"no test images here to check {path} against; make download, or pass DATA= to make submit, "
+            "which checks it too"
+        )
     check_submission(path, cases, contest)
 
 

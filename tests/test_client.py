@@ -126,13 +126,21 @@ def test_the_run_of_a_kernel_comes_home_and_replaces_none(clone, call, server, b
     }
     assert call(client, "submit", "--run", "home", "--data", tiny)[0] == 0
     assert server.received["CreateSubmission"]["competitionName"] == "another-contest"  # the run's own
-    server.answers["runs-home-fold0-oof.npz"] = b"second"
-    for name in ("home-2", "home-3"):
+    for name, text in (("home-2", "second"), ("home-2", "second"), ("home-3", "third")):
+        server.answers["runs-home-fold0-oof.npz"] = text.encode()
         status, printed = call(client, "output", "--data", tiny)
         assert status == 0 and printed.endswith(f"valid; to submit it: make submit RUN={name}\n"), printed
-        assert f"home exists and is left as it is; the kernel's run is {clone}/runs/{name}\n" in printed
-        assert (run_dir / "fold0" / "oof.npz").read_text() == "first"
-        assert (clone / "runs" / name / "fold0" / "oof.npz").read_text() == "second"
+        assert (run_dir / "fold0" / "oof.npz").read_text() == "first"  # left as it is
+        assert (clone / "runs" / name / "fold0" / "oof.npz").read_text() == text
+
+
+def test_an_output_without_a_submission_replaces_none(clone, call, server, built, tiny, submission):
+    server.answers = output_of(submission)
+    assert call(client, "output", "--data", tiny)[0] == 0
+    server.answers["ListKernelSessionOutput"] = {"files": [], "log": "[]"}
+    status, printed = call(client, "output", "--data", tiny)
+    assert status == 1 and "the kernel made no submission; what it made is in" in printed
+    assert (clone / "runs" / "kaggle" / "submission.csv").read_text() == submission
 
 
 def test_a_contest_of_notebooks_gets_the_version_that_was_pushed_last(clone, call, server, built):

@@ -133,7 +133,10 @@ def test_masks_among_test_images_are_no_test_images(tmp_path):
     contest = Contest(mask_suffix="_mask")
     found = [case.image_id for case in find_cases(tmp_path, "test", contest)]
     assert found == ["a", "b", "lone_mask"]
-    assert "lone_mask" in [case.image_id for case in find_cases(tmp_path, "test", A0)]
+    lay_out(tmp_path / "apart", "train/images", "test/images", names=("2.png", "21.png"))
+    lay_out(tmp_path / "apart", "train/masks", names=("21.png", "211.png"))
+    found = find_cases(tmp_path / "apart", "test", Contest(mask_suffix="1"))
+    assert [case.image_id for case in found] == ["2", "21"]  # masks have a folder of their own
 
 
 def test_training_needs_no_test_images(tmp_path):

@@ -24,6 +24,7 @@ def expand(*arguments: str) -> str:
         (("DATA=d", "RUN=r"), '-r data_root "d" -r run "r"'),
         (("DATA=d",), "RUN=name is required"),
         (("RUN=r", "ARGS=-f contest.yaml"), '-r run "r" -f contest.yaml'),
+        (("RUN=r", "ARGS=--file=contest.yaml"), '-r run "r" --file=contest.yaml'),
         (("RUN=r", "ARGS=-p data_root d"), '-r run "r" -p data_root d'),
         (("ARGS=-f contest.yaml",), "RUN=name is required"),
         (

@@ -111,6 +111,15 @@ def test_another_contests_mount_is_found_by_its_slug_and_layout(tiny, repository
     assert find_data_root("", A0) == repository / "input" / "competitions" / A0.slug / "Dataset"
 
 
+def test_a_folder_without_images_next_to_a_data_set_is_none(repository, tiny):
+    for kind in ("Image", "Mask"):
+        hidden = repository / "data" / "__MACOSX" / "Train" / kind
+        hidden.mkdir(parents=True)
+        (hidden / "._case_0.png").write_bytes(b"")
+    shutil.copytree(tiny, repository / "data" / "Dataset")
+    assert find_data_root(repository / "data", A0) == repository / "data" / "Dataset"
+
+
 def test_a_folder_that_is_no_data_set_is_described(repository, tiny):
     (repository / "wrong" / "pictures").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="images in .* of .*wrong, which has pictures; pass"):

@@ -159,6 +159,7 @@ def test_a_column_that_the_kit_cannot_know_is_said_so(tiny):
         ("metadata.csv", "image,box\ncase_1,3 4 5 6\ncase_2,10 20 3 4\n"),
         ("metadata.csv", "ID,size\ncase_1,30 40\ncase_2,30 40\n"),
         ("train.csv", "ID,Mask\ncase_1,Mask/case_1.png\n"),
+        ("train.csv", "ID,Mask\ncase_1,1.png\ncase_2,2.png\n"),
         ("train.csv", "ID,Label,Mask\ncase_1,benign,\n"),
         ("empty_sample.csv", ""),
         ("resampled_spacing.csv", "ID,spacing\ncase_9,0.5\n"),
@@ -191,14 +192,25 @@ def test_rows_of_several_regions_or_classes_are_no_contradiction(tiny):
     check_tables(tiny, A0)
 
 
-@pytest.mark.parametrize("code", ["-1", "1 1", "0 0", "1 0", ""])
+@pytest.mark.parametrize("code", ["-1", "1 1", "0 0", "1 0", "None", ""])
 def test_the_text_of_an_empty_mask_is_derived(tiny, code):
     Image.new("L", (40, 30)).save(tiny / "Train" / "Mask" / "case_1.png")
     write(tiny, "train.csv", f"ID,Mask\ncase_1,{code}\n")
     if code:
-        with pytest.raises(ValueError, match=f"pass -p empty_mask '?{re.escape(code)}'?$"):
+        with pytest.raises(ValueError, match=f"pass -[pr] empty_mask '?{re.escape(code)}'?$") as caught:
             check_tables(tiny, A0)
+        assert ("-r empty_mask" in str(caught.value)) == (code == "None")
     check_tables(tiny, Contest(empty_mask=code))
+
+
+def test_codes_after_many_empty_masks_are_read(tiny):
+    rows = [f"other_{index}," for index in range(120)] + ["case_0,"]
+    code = encode_rle(read_mask(tiny / "Train" / "Mask" / "case_1.png"), Contest(pixel_order="F"))
+    write(tiny, "train.csv", "\n".join(["image,rle", "case_2,", *rows, f"case_1,{code}"]))
+    for name in ("case_0", "case_2"):
+        Image.new("L", (40, 30)).save(tiny / "Train" / "Mask" / f"{name}.png")
+    with pytest.raises(ValueError, match="pass -p pixel_order F -p submission_columns image,rle$"):
+        check_tables(tiny, A0)
 
 
 def test_a_contest_that_takes_notebooks_only_may_list_images_that_nobody_has(tiny):

@@ -478,7 +478,12 @@ FAULTS = [
     ),
     ("the first pixel unchecked", "tables", "for first in (1, 0)]", "for first in (1,)]"),
     ("the order of pixels unchecked", "tables", 'for order in "CF" for', 'for order in "C" for'),
-    ("an empty mask's text unchecked", "tables", '{} if empty is None else {"empty_mask": empty}', "{}"),
+    (
+        "an empty mask's text unchecked",
+        "tables",
+        '{"empty_mask": empty.pop()} if len(empty) == 1 else {}',
+        "{}",
+    ),
     (
         "a code of another mask accepted",
         "tables",
