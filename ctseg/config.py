@@ -100,6 +100,10 @@ class Config(Contest):
                 f"parameter slug: got {self.slug!r}, expected the contest's name as its address ends"
             )
         self.read_columns()
+        if None not in (self.window_low, self.window_high) and self.window_low >= self.window_high:
+            raise ValueError(
+                f"window_low {self.window_low:g} with window_high {self.window_high:g}; expected less"
+            )
         if self.fold is not None and self.fold >= self.n_folds:
             expected = f"0 … {self.n_folds - 1}, or None for all"
             raise ValueError(f"fold {self.fold} with n_folds {self.n_folds}; expected {expected}")

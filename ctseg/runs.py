@@ -121,7 +121,13 @@ def read_config(**parameters: Any) -> Config:
 def _read_stored(run: Any) -> dict[str, Any] | None:
     """The settings of the run of that name; None if there is none."""
     path = find_run_dir(str(run)) / "config.json" if run not in (None, "") else None
-    if path is None or not path.is_file():
+    if path is None:
+        return None
+    if not path.is_file():
+        if is_begun(path.parent):
+            raise ValueError(
+                f"{path.parent} has trained folds, but no config.json with their settings; copy the whole run"
+            )
         return None
     stored = read_json(path)
     if unknown := sorted(stored.keys() - set(NAMES)):
@@ -184,9 +190,14 @@ def open_run(config: Config) -> Path:
 
     Raises:
         ValueError: the run has folds of other settings, or of other training data; it is left as it is.
+        FileNotFoundError: new images are to be predicted, and there is no run.
     """
     run_dir = find_run_dir(config.run)
     stored = _read_stored(config.run)
+    if config.predict_folder and stored is None:
+        raise FileNotFoundError(
+            f"no run {run_dir} to predict new images with; pass the name of a trained run"
+        )
     content = config.stored()
     if stored is not None and is_begun(run_dir):
         check_settings(config, run_dir)

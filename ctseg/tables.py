@@ -27,6 +27,7 @@ from ctseg.submission import decode_rle, encode_rle, make_reader
 
 _NUMBERINGS = [{"pixel_order": order, "first_pixel": first} for order in "CF" for first in (1, 0)]
 _NAMES_OF_CODES = re.compile(r"mask|rle|pixel|predict|encod|segment|code", re.IGNORECASE)
+_SURE_NAMES = re.compile(r"mask|rle|encod|segment", re.IGNORECASE)
 _RUNS = re.compile(r"\s*\d+\s+\d+(\s+\d+\s+\d+)*\s*")
 _NO_RUN = re.compile(r"\s*[01] [01]\s*")  # how some contests write a mask without foreground
 _SAMPLE = re.compile(r"(?<![a-z])sample(?!s[^u])")  # sample_submission, SampleSubmission
@@ -169,6 +170,7 @@ def _derive_columns(table: _Table, images: Mapping[str, Path]) -> str:
     # "ImageId,EncodedPixels,PredictedClass": the name alone does not tell, but codes do, or their absence.
     for is_code in (_RUNS.fullmatch, lambda text: not text):
         named = [name for name in named if any(is_code(row[name]) for row in table.rows)] or named
+    named = [name for name in named if _SURE_NAMES.search(name)] or named
     entries = {}
     for name in table.columns:
         if name == table.ids:

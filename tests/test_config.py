@@ -77,6 +77,11 @@ def test_every_preset_makes_a_config_and_explicit_values_win(preset):
         ({"submission_columns": "ID,ID"}, ValueError, "submission_columns: got"),
         ({"batch_size": True}, TypeError, r"batch_size: got True \(bool\), expected int$"),
         ({"clip_norm": False}, TypeError, "clip_norm: got False .*: write null for none"),
+        (
+            {"window_low": 9, "window_high": 9},
+            ValueError,
+            "window_low 9 with window_high 9; expected a smaller",
+        ),
         ({"seed": 10**400}, ValueError, "seed: got 1000.*, expected 0 … 2147483648"),
         ({"lr": -1}, ValueError, "lr: got -1.0, expected 1e-08 … 10"),
         ({"schedule": "poly"}, ValueError, "schedule: got 'poly', expected one of constant, one_cycle"),

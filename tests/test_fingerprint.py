@@ -121,6 +121,15 @@ def test_a_begun_run_that_does_not_know_its_data_is_refused(tiny):
     assert path.read_text() == "[" * 10**5
 
 
+def test_a_begun_run_without_its_settings_is_refused(tiny):
+    run_dir = begin_run(tiny)
+    (run_dir / "config.json").unlink()
+    for parameters in ({"data_root": str(tiny)}, {"predict_folder": str(tiny / "Train" / "Image")}):
+        with pytest.raises(ValueError, match="has trained folds, but no config.json with their settings"):
+            make_config(run="a", **parameters)
+    assert not (run_dir / "config.json").exists()
+
+
 def test_weights_that_were_not_written_to_the_end_begin_no_run(tiny):
     run_dir = begin_run(tiny)
     (run_dir / "fold0" / "last.pth").rename(run_dir / "fold0" / ".partial-1-last.pth")

@@ -360,6 +360,11 @@ def test_new_images_need_no_training_data(tiny, tmp_path, monkeypatch):
             find_new_folder(make_config(run="a", predict_folder=name))
 
 
+def test_new_images_need_a_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run .*/runs/typo to predict new images with"):
+        open_run(make_config(run="typo", predict_folder=str(tmp_path)))
+
+
 def test_the_predictions_of_each_folder_have_a_folder_of_their_own(monkeypatch, tmp_path):
     paths = ["/", "/data", "/a/study/images", "/b/study/images"]
     names = [name_predictions(Path(path)) for path in paths]

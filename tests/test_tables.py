@@ -131,6 +131,7 @@ def write(root, name, text):
         ("case,Usage,answer", "case_9,Public,x", "case,Usage=Public,answer"),
         ("ImageId,EncodedPixels,PredictedClass", "case_9,1 1,0", "ImageId,EncodedPixels,PredictedClass=0"),
         ("ImageId,EncodedPixels,PredictedClass", "case_9,,0", "ImageId,EncodedPixels,PredictedClass=0"),
+        ("ImageId,EncodedPixels,PredictedClass", "case_9,-1,0", "ImageId,EncodedPixels,PredictedClass=0"),
     ],
 )
 def test_other_columns_are_derived_from_a_sample(tiny, header, row, expected):
