@@ -1,11 +1,11 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run check predict download kernel push output submit test lint test-kernel kill fuzz mutants bench sync clean
+.PHONY: help setup run sweep check predict download kernel push output submit test lint test-kernel kill fuzz mutants bench sync clean
 
 PYTHON3 ?= python3
 VENV ?= .venv
 # A file of parameters, or one of them, may name the data instead.
-DATA ?= $(if $(filter -f% --file% data_root,$(ARGS)),,phantom)
+DATA ?= $(if $(filter -f% --file% data_root,$(ARGS))$(GRID),,phantom)
 RUN ?= $(if $(filter phantom,$(DATA)),phantom,$(error RUN=name is required with DATA= and with a file in ARGS))
 # Not the copies that people make, such as "03_train-Copy1" or "03_train (copy)".
 NOTEBOOKS := $(shell ls notebooks | grep -xE '[0-9][0-9]_[A-Za-z0-9_]+\.ipynb')
@@ -40,6 +40,10 @@ run: setup ## all notebooks on DATA (or the phantom) into runs/RUN; PRESET=quick
 	    mv "runs/$(RUN)/running.ipynb" "runs/$(RUN)/$$name"; done
 	$(PYTHON) -m ctseg.report "runs/$(RUN)"
 
+sweep: setup ## a run for each combination of the lists in GRID=grid.yaml, ranked; SWEEP= JOBS= SCHEDULER= or ARGS="-p lr 1e-3,5e-4"
+	$(PYTHON) -m ctseg.sweep $(if $(GRID),"$(GRID)") $(if $(DATA),-r data_root "$(DATA)") $(if $(SWEEP),--sweep "$(SWEEP)") \
+	    $(if $(JOBS),--jobs $(JOBS)) $(if $(SCHEDULER),--scheduler "$(SCHEDULER)") $(ARGS)
+
 check: setup ## what is wrong with DATA, and what to do about it; ARGS as for run
 	$(PYTHON) -m ctseg.check "$(DATA)" $(ARGS)
 
@@ -67,8 +71,12 @@ submit: setup ## submit runs/RUN/submission.csv (without RUN that of runs/kaggle
 
 ##@ For those who change the kit
 
-test: setup ## the test suite; three minutes
+test: setup $(VENV)/.ctseg-cluster ## the test suite; five minutes
 	$(PYTHON) -m pytest
+
+$(VENV)/.ctseg-cluster: pyproject.toml | setup
+	$(PYTHON) $(INSTALL) --editable ".[cluster]"
+	touch $@
 
 lint: $(VENV)/.ctseg-dev ## format and lint, as ruff has it; `ruff format` in VENV fixes the format
 	$(PYTHON) -m ruff format --check

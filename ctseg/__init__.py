@@ -41,4 +41,7 @@ A run:
     fingerprint.py  what a run was trained on, kept with it
     runs.py         parameters, config, the run's folder, its data set, its network
     folds.py        train the folds, in turn or one per GPU
+    compare.py      runs side by side, with intervals that hold together
+    child.py        a program that ends when its parent does
+    sweep.py        a grid of runs, here or on a cluster, and their ranked table
 """

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,10 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None 
     return given
 
 
-def read_arguments(given: argparse.Namespace) -> dict[str, Any]:
+def read_arguments(given: argparse.Namespace, also: Iterable[str] = ()) -> dict[str, Any]:
     """The parameters that a command line gives, files first, single values over them; None is left out.
+
+    `also` are names that are not settings and may be given.
 
     Raises:
         OSError, ValueError: a file that cannot be read or does not hold names and values, or an unknown name.
@@ -57,5 +59,5 @@ def read_arguments(given: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{path} holds {type(content).__name__}, expected 'name: value' lines")
         parameters |= content
     parameters |= {name: parse_value(value) for name, value in given.p} | dict(given.r)
-    check_names(parameters)
+    check_names(name for name in parameters if name not in also)
     return {name: value for name, value in parameters.items() if value is not None}

@@ -95,6 +95,11 @@ def write_text(text: str, path: Path) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def read_last_line(path: Path) -> str:
+    """The last line of a log or a traceback: the error."""
+    return path.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+
+
 def write_json(content: dict, path: Path) -> None:
     """Write JSON that a person can read, atomically."""
     write_text(json.dumps(content, indent=2) + "\n", path)

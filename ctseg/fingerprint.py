@@ -30,6 +30,11 @@ def write_training_data(
     write_json({"window": window, "cases": cases}, run_dir / _NAME)
 
 
+def read_mask_digests(run_dir: Path) -> dict[str, str]:
+    """The checksum of each training mask of a begun run, by image id; ValueError if it keeps none."""
+    return {name: case["mask"] for name, case in (_read(run_dir) or {"cases": {}})["cases"].items()}
+
+
 def check_still_kept(run_dir: Path, training_set: TrainingSet, folds: np.ndarray) -> None:
     """Check that the run still keeps these cases and folds (N,), and not those of another process.
 

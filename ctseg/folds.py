@@ -24,7 +24,7 @@ from ctseg.device import find_device
 from ctseg.files import FolderBusy, print_anywhere, read_csv, write_text
 from ctseg.fingerprint import check_still_kept, is_begun, read_folds, write_training_data
 from ctseg.model import UNet
-from ctseg.paths import find_file
+from ctseg.paths import find_file, find_run_name
 from ctseg.predict import write_oof
 from ctseg.runs import check_settings, make_config, make_dataset, make_network
 from ctseg.seeds import make_seed
@@ -53,7 +53,7 @@ def train_folds(
     rounds = math.ceil(len(folds) / max(1, n_workers))
     budget_seconds = config.budget_minutes and 60 * config.budget_minutes / rounds
     if n_workers > 1:
-        train = partial(_train_in_process, run_dir, _queue_gpus(n_workers), budget_seconds=budget_seconds)
+        train = partial(_train_in_process, run_dir, queue_gpus(n_workers), budget_seconds=budget_seconds)
         with ThreadPoolExecutor(n_workers) as pool:
             errors = list(pool.map(partial(_try_fold, train, run_dir), folds))
     else:
@@ -81,7 +81,7 @@ def _try_fold(train: Callable[[int], None], run_dir: Path, fold: int) -> Excepti
         return error
 
 
-def _queue_gpus(n: int) -> SimpleQueue:
+def queue_gpus(n: int) -> SimpleQueue:
     """The first n GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES gives them."""
     free = SimpleQueue()
     for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")[:n]:
@@ -199,7 +199,7 @@ def train_fold(
             claim=claim,
         )
         load_weights(learner.model, fold_dir / "best_unet_model.pth")
-        write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta)
+        write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta, threshold=config.threshold)
 
 
 def _claim(config: Config, run_dir: Path, training_set: TrainingSet, fold_of_case: np.ndarray) -> None:
@@ -259,7 +259,7 @@ def load_folds(config: Config, run_dir: Path) -> list[UNet]:
 
 def _work(run_dir: Path, budget_seconds: float | None, fold: int) -> None:
     """Train a fold of the run in `run_dir`, as a worker process does."""
-    config = make_config(run=run_dir.name)
+    config = make_config(run=find_run_name(run_dir))
     training_set = load_training_set(make_dataset(config, "train"))
     fold_of_case = assign_folds(config, run_dir, training_set)
     inputs = (config, run_dir, training_set, fold_of_case)

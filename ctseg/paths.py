@@ -73,10 +73,20 @@ def _find_roots(place: Path, contest: Contest, depth: int) -> Iterator[tuple[Pat
 
 
 def find_run_dir(run: str) -> Path:
-    """A run's folder, below `runs/` at the repository root; ValueError if the name would lead out of it."""
-    if Path(run).name != run or run in ("", ".", ".."):
+    """A run's folder below `runs/` at the repository root, such as best, or sweep/best in a sweep's folder.
+
+    Raises:
+        ValueError: the name leads out of it, or deeper.
+    """
+    parts = run.split("/")
+    if len(parts) > 2 or not all(Path(part).name == part for part in parts) or {"", ".", ".."} & set(parts):
         raise ValueError(f"parameter run: got {run!r}, expected a plain folder name below runs/")
     return find_repository() / "runs" / run
+
+
+def find_run_name(run_dir: Path) -> str:
+    """The name of the run in a folder, as `find_run_dir` takes it."""
+    return run_dir.resolve().relative_to((find_repository() / "runs").resolve()).as_posix()
 
 
 def make_portable(path: Path) -> Path:

@@ -174,6 +174,28 @@ def plot_gains(rows: Sequence[Mapping]) -> Figure:
     return figure
 
 
+def plot_forest(rows: Sequence[Mapping], effects: Sequence[Mapping] = ()) -> Figure:
+    """Each configuration's gain over the base with its interval, and small dots for the gains on each fold.
+
+    Rows and effects are those of `compare.Comparison`; effects are drawn below, with hollow marks.
+    """
+    names = [f"{row['name']}: {row['verdict']}" for row in rows]
+    names += [f"{row['setting']} {row['value']} over {row['over']}: {row['verdict']}" for row in effects]
+    figure, (axis,) = new_axes(1, columns=1, size=9, height=0.26 * len(names) + 1)
+    for place, row in enumerate([*rows, *effects]):
+        spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]
+        fill = "tab:blue" if place < len(rows) else "white"
+        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color="tab:blue", mfc=fill, capsize=3)
+        folds = row.get("fold_gains", ())
+        axis.plot(folds, [place] * len(folds), ".", color="tab:orange", markersize=4)
+    axis.axvline(0, color="gray", linewidth=1)
+    axis.set(yticks=range(len(names)), yticklabels=names)
+    axis.set_xlabel("Dice gained over the base; simultaneous 95 % intervals, dots are folds")
+    axis.tick_params(axis="y", labelsize=8)
+    axis.invert_yaxis()
+    return figure
+
+
 def plot_scores(scores: np.ndarray) -> Figure:
     """Histogram of each image's Dice (N,), with the mean marked."""
     figure, (axis,) = new_axes(1, columns=1, size=6, height=2.4)

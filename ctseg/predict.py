@@ -131,19 +131,40 @@ def score_masks(folder: Path, true_masks: Path) -> dict[str, float]:
     }
 
 
-def write_oof(path: Path, model: nn.Module, validation: TrainingSet, *, tta: str = "none") -> None:
+def write_oof(
+    path: Path, model: nn.Module, validation: TrainingSet, *, tta: str = "none", threshold: float = 0.5
+) -> None:
     """Keep out-of-fold predictions of N cases.
 
-    image_ids (N,), sizes (N, 2) as (H, W), and probabilities uint8 (N, S, S), 255 times the probability.
+    image_ids (N,), sizes (N, 2) as (H, W), probabilities uint8 (N, S, S), 255 times the probability, and
+    scores (N,), each image's Dice at its own size by the plain threshold.
     """
     probabilities = predict_probabilities(model, validation.images, tta=tta).numpy()
+    probabilities = np.round(probabilities * 255).astype(np.uint8)
+    plain = PostProcess(threshold=threshold)
+
+    def score(index: int) -> float:
+        case, probability = validation.cases[index], probabilities[index].astype(np.float32) / 255
+        pred_mask = make_mask(probability, validation.letterboxes[index], plain)
+        return dice_score(pred_mask, read_mask(case.mask, case.mask_set))
+
+    scores = list(map_threads(score, range(len(validation))))
     with atomic_path(path) as partial:
         np.savez_compressed(
             partial,
             image_ids=[case.image_id for case in validation.cases],
             sizes=[letterbox.original_size for letterbox in validation.letterboxes],
-            probabilities=np.round(probabilities * 255).astype(np.uint8),
+            probabilities=probabilities,
+            scores=scores,
         )
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """Each image's Dice by id, as `write_oof` kept it; ValueError if an earlier version wrote the file."""
+    with np.load(path) as stored:
+        if "scores" not in stored:
+            raise ValueError(f"{path} has no scores, as of an earlier version; delete it, and run 03 again")
+        return dict(zip(stored["image_ids"].tolist(), stored["scores"].tolist()))
 
 
 def _read_oof(path: Path) -> dict[str, np.ndarray]:

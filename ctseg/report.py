@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from nbconvert import HTMLExporter
 
-from ctseg.files import print_anywhere, read_csv, read_json, write_json, write_text
+from ctseg.files import print_anywhere, read_csv, read_json, read_last_line, write_json, write_text
 from ctseg.metrics import bootstrap_interval
 
 
@@ -58,7 +58,7 @@ def write_summary(run_dir: Path, *, scores: Mapping[str, Mapping], postprocess: 
         "run": run_dir.name,
         "scores": dict(scores),
         "postprocess": postprocess,
-        "failed": {path.stem.removeprefix("failed_"): _last_line(path) for path in failures},
+        "failed": {path.stem.removeprefix("failed_"): read_last_line(path) for path in failures},
         "train_seconds": {
             path.parent.name: sum(float(row["seconds"]) for row in read_csv(path)) for path in histories
         },
@@ -66,11 +66,6 @@ def write_summary(run_dir: Path, *, scores: Mapping[str, Mapping], postprocess: 
     }
     write_json(summary, run_dir / "summary.json")
     return summary
-
-
-def _last_line(path: Path) -> str:
-    """The last line of a traceback: the error."""
-    return path.read_text(encoding="utf-8").strip().rpartition("\n")[2]
 
 
 def write_report(run_dir: Path) -> Path:

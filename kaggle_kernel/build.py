@@ -41,6 +41,7 @@ _SECRETS = (
 _SUBMISSION = """# The submission
 
 Next to `runs/`, and valid; checkpoints and other files that nobody downloads are removed."""
+_OF_SWEEPS = {"compare.py", "child.py", "sweep.py"}
 _ATTACH = """from kaggle_kernel.session import attach_run, tidy_run
 
 if attach_run(run, weights):
@@ -165,11 +166,15 @@ def _find_body(notebook: Sequence[NotebookNode]) -> list[NotebookNode]:
 
 
 def _sort_by_map(root: Path) -> list[Path]:
-    """The files of the package in the order of its map, new ones last; then the kernel's own one."""
+    """The files of the package in the order of its map, new ones last; then the kernel's own one.
+
+    Those of sweeps stay here: a kernel is a single run.
+    """
     text = (root / "ctseg" / "__init__.py").read_text(encoding="utf-8")
     order = ["__init__.py", *re.findall(r"\w+\.py", text)]
     places = {name: place for place, name in enumerate(order)}
-    files = sorted(root.glob("ctseg/*.py"), key=lambda path: (places.get(path.name, len(places)), path.name))
+    sources = [path for path in root.glob("ctseg/*.py") if path.name not in _OF_SWEEPS]
+    files = sorted(sources, key=lambda path: (places.get(path.name, len(places)), path.name))
     return [*files, root / "kaggle_kernel" / "session.py"]
 
 

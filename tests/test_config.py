@@ -80,7 +80,7 @@ def test_every_preset_makes_a_config_and_explicit_values_win(preset):
         (
             {"window_low": 9, "window_high": 9},
             ValueError,
-            "window_low 9 with window_high 9; expected a smaller",
+            "window_low 9 with window_high 9; expected less",
         ),
         ({"seed": 10**400}, ValueError, "seed: got 1000.*, expected 0 … 2147483648"),
         ({"lr": -1}, ValueError, "lr: got -1.0, expected 1e-08 … 10"),

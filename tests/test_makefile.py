@@ -12,6 +12,7 @@ def expand(*arguments: str) -> str:
     command = ["make", "--dry-run", "--no-print-directory", "-o", "setup", *arguments]
     # Not what the make that runs the tests was called with.
     ours = {"DATA", "RUN", "ARGS", "PRESET", "IMAGES", "MAKEFLAGS", "MAKELEVEL"}
+    ours |= {"GRID", "SWEEP", "JOBS", "SCHEDULER"}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     return done.stdout + done.stderr
@@ -42,6 +43,17 @@ def test_a_run_gets_the_data_that_are_named(arguments, passed):
 def test_the_check_looks_for_data_where_a_file_may_name_them():
     assert 'ctseg.check "phantom"' in expand("check")
     assert 'ctseg.check "" -f contest.yaml' in expand("check", "ARGS=-f contest.yaml")
+
+
+def test_a_sweep_gets_its_grid_and_where_it_runs():
+    for arguments, words in [
+        (["ARGS=-p lr 1e-3,5e-4"], 'ctseg.sweep -r data_root "phantom" -p lr 1e-3,5e-4'),
+        (
+            ["GRID=g.yaml", "SWEEP=s", "JOBS=2", "SCHEDULER=tcp://a:1"],
+            'ctseg.sweep "g.yaml" --sweep "s" --jobs 2 --scheduler "tcp://a:1"',
+        ),
+    ]:
+        assert " ".join(expand("sweep", *arguments).replace("\\", "").split()).endswith(words)
 
 
 def test_new_images_are_predicted_by_a_run_that_is_named():

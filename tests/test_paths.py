@@ -7,7 +7,14 @@ import pytest
 
 from ctseg import paths
 from ctseg.contest import A0, Contest
-from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir, make_portable
+from ctseg.paths import (
+    find_data_root,
+    find_file,
+    find_repository,
+    find_run_dir,
+    find_run_name,
+    make_portable,
+)
 
 
 @pytest.fixture
@@ -68,8 +75,10 @@ def test_the_repository_is_at_or_above_the_current_folder(repository, tmp_path, 
 
 
 def test_a_run_lies_below_runs_and_its_name_cannot_lead_out(repository):
-    assert find_run_dir("a") == repository / "runs" / "a"
-    for name in ("../escape", "a/b", "..", ".", ""):
+    for name in ("a", "a/b"):  # b of the sweep a
+        assert find_run_dir(name) == repository / "runs" / name
+        assert find_run_name(find_run_dir(name)) == name
+    for name in ("../escape", "a/b/c", "a/..", "../a", "a/", "/a", "..", ".", ""):
         with pytest.raises(ValueError, match=f"run: got {name!r}, expected a plain folder name"):
             find_run_dir(name)
 

@@ -29,6 +29,7 @@ from ctseg.predict import (
     predict_masks,
     predict_probabilities,
     read_masks,
+    read_scores,
     score_masks,
     write_masks,
     write_oof,
@@ -109,6 +110,8 @@ def test_an_empty_mask_scores_by_one_rule_everywhere(tiny, tmp_path, logit, expe
     in_training = evaluate_model(model, training_set)
     write_oof(tmp_path / "oof.npz", model, training_set)
     in_validation = OutOfFold([tmp_path / "oof.npz"], training_set.cases).score(plain)
+    kept = read_scores(tmp_path / "oof.npz")
+    assert kept == {case.image_id: dice for case, dice in zip(training_set.cases, in_validation)}
     dataset = SegmentationDataset(training_set.cases, EvalTransform(32))
     write_masks(predict_masks([model], dataset, plain), tmp_path / "masks")
     assert len(list((tmp_path / "masks").glob("*.png"))) == 4

@@ -16,7 +16,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Tests of these start programs, or say nothing of a fault.
-SLOW = {"bench", "build", "client", "kernel", "kill", "makefile", "map", "mutants", "notebooks"}
+SLOW = {"bench", "build", "client", "kernel", "kill", "makefile", "map", "mutants", "notebooks", "sweep"}
 FAULTS = [
     (
         "RLE off by one",

@@ -1,0 +1,382 @@
+"""A grid of runs: what is refused, what is run, what survives, and the table in the end."""
+
+import csv
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+
+from ctseg.files import FolderBusy, lock_folder
+from ctseg.sweep import make_name, make_plan, open_sweep
+
+SMALL = {"epochs": 1, "target_size": 32, "width": 2, "depth": 2, "n_folds": 2}
+LISTS = {"lr": [0.001, 0.002], "batch_size": [4, 8]}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A repository of its own, whose notebooks and package are the real ones."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for name in ("ctseg", "notebooks"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+@pytest.fixture
+def grid(workplace, phantom, monkeypatch):
+    """Work in that repository; a small grid."""
+    monkeypatch.chdir(workplace)
+    return {**SMALL, "data_root": str(phantom), **LISTS}
+
+
+def start(workplace, grid, name, *arguments):
+    """Start a sweep as its own program."""
+    path = workplace / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(grid, sort_keys=False))
+    command = [sys.executable, "-u", "-m", "ctseg.sweep", path, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(workplace)}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=workplace, env=environment, **output)
+
+
+def sweep(workplace, grid, name, *arguments):
+    """Run a sweep to its end; return (status, printed text)."""
+    process = start(workplace, grid, name, *arguments)
+    printed, _ = process.communicate()
+    return process.returncode, printed
+
+
+def read_leaderboard(folder):
+    """The rows of a leaderboard without what may differ between two sweeps: times and places."""
+    with open(folder / "leaderboard.csv") as file:
+        return [{**row, "minutes": "", "path": ""} for row in csv.DictReader(file)]
+
+
+def list_children(workplace):
+    """The processes that train in this workplace."""
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+    pids = []
+    for line in found:
+        pid, _, command = line.strip().partition(" ")
+        if "ctseg.child" in command or "ipykernel_launcher" in command:
+            try:
+                here = os.readlink(f"/proc/{pid}/cwd")
+            except OSError:
+                continue
+            pids += [int(pid)] if Path(here).is_relative_to(workplace) else []
+    return pids
+
+
+def wait(condition, seconds, what):
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+def can_lock(folder):
+    """Whether nobody writes in a folder."""
+    try:
+        with lock_folder(folder):
+            return True
+    except FolderBusy:
+        return False
+
+
+def test_all_combinations_or_each_value_alone_are_runs_the_base_first(grid):
+    plan = make_plan("s", grid)
+    names = [f"lr={lr},batch_size={size}" for lr in (0.001, 0.002) for size in (4, 8)]
+    assert list(plan.runs) == names and plan.is_product
+    plan = make_plan("s", grid | {"combine": "one_at_a_time"})
+    assert list(plan.runs) == [names[0], names[2], names[1]]
+    assert [task.run for task in plan.list_tasks()] == [f"s/{name}" for name in plan.runs]
+
+
+def test_a_runs_command_is_what_a_person_would_type(grid):
+    tasks = make_plan("s", grid | {"fold": [0, 1], "tta": "none"}).list_tasks()
+    assert [task.fold for task in tasks] == [0, 1] * 4
+    notebook, output, *arguments = tasks[1].make_arguments(tasks[1].notebook)
+    name = "s/lr=0.001,batch_size=4"
+    assert (notebook, output) == ("notebooks/03_train.ipynb", f"runs/{name}/03_train_fold1.ipynb")
+    assert " ".join(arguments).endswith(f"-p lr 0.001 -p batch_size 4 -r run {name} -p fold 1")
+    assert make_plan("s", grid).list_tasks()[0].notebook.name == "03_train.ipynb"
+
+
+def test_values_are_understood_as_training_does_and_equal_ones_count_once(grid):
+    grid |= {"lr": ["1e-3", 0.001, "5e-05"], "batch_size": [4], "weight_channels_by_contrast": "yes"}
+    plan = make_plan("s", grid)
+    assert list(plan.runs) == ["lr=0.001,batch_size=4", "lr=5e-05,batch_size=4"]
+    assert plan.fixed["weight_channels_by_contrast"] is True
+    grid |= {"lr": [1, 1.0], "tta": False}
+    assert [config.tta for config in make_plan("s", grid).configs.values()] == ["none"]
+    assert list(make_plan("s", {**SMALL, "data_root": grid["data_root"]}).runs) == ["base"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lrr": [1]}, "unknown parameter 'lrr', did you mean 'lr'"),
+        ({"lr": []}, "lr: an empty list"),
+        ({"lr": [1e-3, "fast"]}, "lr: got 'fast'"),
+        ({"lr": [1e-3, [2e-3]]}, r"lr: got \[0.002\]"),
+        ({"combine": "random"}, "combine: got 'random', expected one of product, one_at_a_time"),
+        ({"budget_minutes": 3}, "budget_minutes in a sweep: .*fewer steps"),
+        ({"budget_minutes": [1, 2]}, "budget_minutes in a sweep: .*fewer steps"),
+        ({"tta": ["none", "d4"]}, "a list of tta: it does not change the training"),
+        ({"threshold": [0.4, 0.5]}, "a list of threshold: it does not change the training"),
+        ({"data_root": ["a", "b"]}, "a list of data_root: it does not change the training"),
+        ({"pixel_order": ["C", "F"]}, "a list of pixel_order: it does not change the training"),
+        ({"run": "a"}, "run in a sweep: .*SWEEP="),
+        ({"fold": [0, 2]}, "fold 2 with n_folds 2"),
+        ({"fold": []}, "fold: got .., expected numbers from 0"),
+        ({"fold": [0, "a"]}, "fold: got"),
+        ({"fold": 0, "seed": [1, 2]}, "a list of seed with fold .0.: it deals the folds anew"),
+        ({"encoder": ["resnet18", "resnet35"]}, "unknown encoder 'resnet35'"),
+        ({"data_root": "nowhere"}, "nowhere"),
+        ({"lr": [index * 1e-6 for index in range(1, 101)]}, "200 runs, more than 100; .*--runs 200"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_anything_starts(grid, changes, message):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
+        make_plan("s", grid | changes)
+    assert not Path("runs").exists() or not list(Path("runs").glob("s*"))
+
+
+def test_more_runs_are_possible_if_asked_for(grid):
+    grid["lr"] = [index * 1e-5 for index in range(1, 52)]
+    assert len(make_plan("s", grid, max_runs=102).runs) == 102
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({}, "base"),
+        ({"encoder": "resnet18", "lr": 5e-05}, "encoder=resnet18,lr=5e-05"),
+        ({"weights": "a b/c.pth"}, "weights=a_b_c.pth-e8ac0e4b"),
+    ],
+)
+def test_a_runs_name_is_made_of_its_values(values, name):
+    assert make_name(values).startswith(name.rpartition("-")[0] if "pth-" in name else name)
+    assert make_name({"weights": "a b"}) != make_name({"weights": "a_b"})
+    assert len(make_name({"weights": "x" * 1000})) < 200
+
+
+def test_longer_lists_continue_a_sweep_and_other_fixed_values_are_refused(grid):
+    folder = open_sweep(make_plan("longer", grid))
+    assert open_sweep(make_plan("longer", grid | {"lr": [0.001, 0.002, 0.003], "fold": [0, 1]})) == folder
+    for changes, message in [
+        ({"epochs": 2}, "epochs: got 2, stored 1"),
+        ({"lr": [0.002, 0.001]}, "lr: got 0.002, stored 0.001"),
+        ({"width": [2, 4]}, r"lists: got \['batch_size', 'lr', 'width'\], stored \['batch_size', 'lr'\]"),
+    ]:
+        with pytest.raises(ValueError, match=f"is a sweep from another base .{message}"):
+            open_sweep(make_plan("longer", grid | changes))
+
+
+def test_a_list_of_seeds_means_repeats(grid):
+    plan = make_plan("s", {**grid, "batch_size": 4, "seed": [1, 2, 3]})
+    assert len(plan.runs) == 6
+    entries = plan.list_configurations(list(plan.runs))
+    assert [(entry.name, len(entry.run_dirs)) for entry in entries] == [("lr=0.001", 3), ("lr=0.002", 3)]
+    assert entries[0].values == {"lr": 0.001}
+
+
+@pytest.fixture(scope="module")
+def done(workplace, phantom):
+    """A sweep of 2 × 2 runs of two folds in threads: (folder, printed text)."""
+    status, printed = sweep(workplace, {**SMALL, "data_root": str(phantom), **LISTS}, "threads", "--jobs", 2)
+    assert status == 0, printed
+    return workplace / "runs" / "threads", printed
+
+
+def test_a_sweep_ends_with_its_table_picture_and_best_parameters(done):
+    folder, printed = done
+    rows = read_leaderboard(folder)
+    assert len(rows) == 4 and {(row["images"], row["folds"]) for row in rows} == {("24", "2")}
+    swept = {(row["lr"], row["batch_size"]) for row in rows}
+    assert swept == {("0.001", "4"), ("0.001", "8"), ("0.002", "4"), ("0.002", "8")}
+    assert all((folder / f"leaderboard.{kind}").stat().st_size for kind in ("html", "png"))
+    best = (folder / "best.yaml").read_text()
+    assert best.startswith("# threads: the base, ") and yaml.safe_load(best)["lr"] == 0.001
+    assert "threads: 4 runs; 4 of 4 tasks to do, 2 at a time, in about " in printed
+    assert printed.count("\nfinished: threads/lr=") == 4
+    assert "24 images are too few for a verdict" in printed
+    run = folder / "lr=0.001,batch_size=4"
+    assert (run / "03_train.ipynb").is_file() and "fold1 epoch 1/1" in (run / "03_train.log").read_text()
+
+
+def test_a_printed_command_gives_the_same_weights_by_hand(done, workplace):
+    folder, printed = done
+    name = "lr=0.002,batch_size=8"
+    start_of_line = f"papermill notebooks/03_train.ipynb runs/threads/{name}/"
+    (line,) = (line for line in printed.splitlines() if line.startswith(start_of_line))
+    words = line.replace("threads/lr", "by_hand/lr").split()
+    (workplace / "runs" / "by_hand" / name).mkdir(parents=True)
+    environment = os.environ | {"PYTHONPATH": str(workplace)}
+    command = [sys.executable, "-m", *words]
+    subprocess.run(command, cwd=workplace, env=environment, check=True, capture_output=True)
+    for fold in (0, 1):
+        ours, by_hand = (
+            torch.load(workplace / "runs" / run / name / f"fold{fold}" / "best_unet_model.pth")["state_dict"]
+            for run in ("threads", "by_hand")
+        )
+        assert ours and all(torch.equal(by_hand[key], value) for key, value in ours.items())
+
+
+def test_again_only_what_is_unfinished_is_run(done, workplace, grid):
+    folder, _ = done
+    rows = read_leaderboard(folder)
+    (folder / "lr=0.002,batch_size=8" / "fold1" / "oof.npz").unlink()
+    (folder / "lr=0.002,batch_size=4" / "03_train.ipynb").unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")}
+    status, printed = sweep(workplace, grid, "threads", "--jobs", 2)
+    assert status == 0 and "2 of 4 tasks to do" in printed and printed.count("\nfinished: ") == 2, printed
+    assert read_leaderboard(folder) == rows
+    changed = {path for path, when in before.items() if path.stat().st_mtime_ns != when}
+    assert not changed  # the fold whose predictions were gone has its checkpoint
+    assert sweep(workplace, grid, "threads")[1].startswith("rank")
+
+
+def test_a_sweep_has_one_writer(done, workplace, grid):
+    with lock_folder(done[0]):
+        status, printed = sweep(workplace, grid, "threads")
+    assert status == 1 and "threads is being written by another process" in printed
+
+
+def test_a_run_that_fails_is_listed_and_stops_nothing_but_a_base_does(workplace, grid):
+    grid |= {"lr": [0.001, 0.1], "batch_size": 4, "fold": 0}
+    for name, others in (("failing", [0.001, 0.1]), ("failing_base", [0.1, 0.001])):
+        fold_dir = workplace / "runs" / name / "lr=0.1" / "fold0"
+        fold_dir.parent.mkdir(parents=True)
+        fold_dir.write_text("a file in the way")
+        jobs = 2 if name == "failing" else 1
+        status, printed = sweep(workplace, grid | {"lr": others}, name, "--jobs", jobs)
+        assert status == 1 and f"FAILED: {name}/lr=0.1, fold 0 (" in printed and "FileExistsError" in printed
+        if name == "failing":
+            assert "failed: failing/lr=0.1, fold 0: fold 0, FileExistsError" in printed
+            assert [row["lr"] for row in read_leaderboard(fold_dir.parents[1])] == ["0.001"]
+        else:
+            assert printed.splitlines()[-1].startswith("sweep: the base failed, with which all others are")
+            assert not (fold_dir.parents[1] / "lr=0.001" / "fold0" / "oof.npz").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.kill)])
+def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(workplace, grid, number, done):
+    name = f"stopped_{number.name}"
+    longer = grid | {"epochs": 500, "lr": [0.001, 0.002], "batch_size": 4}
+    process = start(workplace, longer, name, "--jobs", 2)
+    folder = workplace / "runs" / name
+    wait(lambda: list(folder.glob("*/fold0/last.pth")), 60, "no run began")
+    assert list_children(workplace)
+    process.send_signal(number)
+    process.wait()
+    wait(lambda: not list_children(workplace), 5, f"processes are left: {list_children(workplace)}")
+    if number == signal.SIGINT:
+        assert "sweep: stopped; the same command goes on" in process.stdout.read()
+    assert not list(folder.glob("*/03_train.ipynb"))
+    wait(lambda: all(map(can_lock, folder.glob("*/fold0"))), 5, "somebody still writes")
+
+
+@pytest.fixture
+def cluster(workplace):
+    """Start the scheduler of a Dask cluster: (address, start_worker, scheduler)."""
+    pytest.importorskip("distributed", reason="needs the extra cluster")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    programs = []
+
+    def run(*arguments, where=workplace):
+        environment = os.environ | {"PYTHONPATH": str(where)}
+        command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        programs.append(
+            subprocess.Popen(command, cwd=where, env=environment, start_new_session=True, **quiet)
+        )
+        return programs[-1]
+
+    def start_worker(*arguments, where=workplace):
+        own = ["--nthreads", "1", "--local-directory", str(where / "dask")]
+        return run("worker", address, *own, *arguments, where=where)
+
+    scheduler = run("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
+    yield address, start_worker, scheduler
+    for program in programs:
+        with suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
+
+
+def wait_for_workers(address, n):
+    """Wait until a cluster has n workers."""
+    from distributed import Client
+
+    with Client(address, timeout=20) as client:
+        client.wait_for_workers(n, timeout=30)
+
+
+def test_a_cluster_gives_the_same_table(done, cluster, workplace, grid):
+    address, start_worker, _ = cluster
+    start_worker()
+    start_worker()
+    wait_for_workers(address, 2)
+    status, printed = sweep(workplace, grid, "cluster", "--scheduler", address)
+    assert status == 0 and "4 of 4 tasks to do, 2 at a time" in printed, printed
+    assert read_leaderboard(workplace / "runs" / "cluster") == read_leaderboard(done[0])
+
+
+def test_what_is_wrong_with_workers_is_said_before_the_first_run(cluster, workplace, grid, tmp_path):
+    address, start_worker, _ = cluster
+    for name in ("ctseg", "notebooks"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name)
+    with open(tmp_path / "ctseg" / "seeds.py", "a") as file:
+        file.write("# changed\n")
+    start_worker("--nthreads", "2", where=tmp_path)
+    wait_for_workers(address, 1)
+    status, printed = sweep(workplace, grid, "wrong", "--scheduler", address)
+    assert status == 1 and f"the cluster cannot do this sweep: {address[:15]}" in printed
+    assert "2 threads; start it with --nthreads 1" in printed and " as here" in printed
+    assert not list((workplace / "runs" / "wrong").glob("*/fold*"))
+    status, printed = sweep(workplace, grid, "wrong", "--scheduler", "tcp://127.0.0.1:9")
+    assert status == 1 and "no Dask scheduler at tcp://127.0.0.1:9" in printed.splitlines()[-1]
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("what", ["worker", "scheduler", "sweep", "Ctrl-C"])
+def test_a_cluster_survives_or_says_why_not(cluster, workplace, grid, what):
+    address, start_worker, scheduler = cluster
+    workers = [start_worker(), start_worker()]
+    wait_for_workers(address, 2)
+    name, longer = f"cluster_{what}", grid | {"epochs": 60, "target_size": 64, "batch_size": 4, "width": 4}
+    process = start(workplace, longer, name, "--scheduler", address)
+    folder = workplace / "runs" / name
+    wait(lambda: len(list(folder.glob("*/fold0/last.pth"))) == 2, 60, "no run began")
+    if what == "worker":
+        inner = subprocess.check_output(["pgrep", "-P", str(workers[0].pid)], text=True).split()
+        os.kill(int(inner[-1]), signal.SIGKILL)  # the nanny goes on, and starts another one
+        printed = process.communicate()[0]
+        assert process.returncode == 0 and printed.count("\nfinished: ") == 2, printed
+        return
+    number = {"scheduler": signal.SIGKILL, "sweep": signal.SIGKILL, "Ctrl-C": signal.SIGINT}[what]
+    (scheduler if what == "scheduler" else process).send_signal(number)
+    if what != "scheduler":
+        process.wait()
+    wait(lambda: not list_children(workplace), 8, f"processes are left: {list_children(workplace)}")
+    wait(lambda: all(map(can_lock, folder.glob("*/fold*"))), 5, "somebody still writes")
+    printed = process.communicate()[0]
+    if what == "scheduler":
+        assert "sweep: the cluster's scheduler is gone; start it" in printed
+        return
+    status, printed = sweep(workplace, longer, name, "--scheduler", address)
+    assert status == 0, printed
