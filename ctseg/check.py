@@ -24,6 +24,7 @@ from ctseg.data import (
     MaskSet,
     SegmentationDataset,
     abridge,
+    find_files,
     find_mask_values,
     find_orientation,
     find_test_files,
@@ -98,6 +99,12 @@ def check_dataset(root: str | Path, contest: Contest = A0, *, has_window: bool =
     rows += _check_names(_name(folders.train_images, root), images)
     if folders.train_masks == folders.train_images and not (contest.mask_prefix or contest.mask_suffix):
         return _merge_rows(rows + _suggest_ends(mask_folder, images))
+    named = find_files(folders.train_masks)
+    if named and not mask_files:
+        ends = f"mask_prefix {contest.mask_prefix!r} and mask_suffix {contest.mask_suffix!r}"
+        what = f"no name fits {ends}: {abridge(named)}"
+        rows.append(_problem("error", mask_folder, what, "fix these parameters, or leave them out"))
+        return _merge_rows(rows)
     rows += _check_names(mask_folder, mask_files) + _check_pairs(root, folders, images, mask_files)
     if test_files:
         rows += _check_names(_name(folders.test_images, root), test_files)
@@ -723,6 +730,7 @@ def main() -> None:
         rows = check_dataset(root, config, has_window=None not in (config.window_low, config.window_high))
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"check: {error}")
+    print(_escape(f"data in {root}"))
     for row in rows:
         print(_escape("{severity:8} {file}: {problem}; {remedy}".format(**row)))
     counts = {name: sum(row["severity"] == name for row in rows) for name in _SEVERITIES}

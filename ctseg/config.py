@@ -157,6 +157,8 @@ def _check_type(name: str, value: Any, allowed: tuple[type, ...]) -> None:
         if type(value) is bool and {str, type(None)} & set(allowed):
             written = "it in quotes" if str in allowed else "null for none"
             fix = f"; YAML takes off, no, on and yes for True and False: write {written}"
+        if isinstance(value, list) and str in allowed:
+            fix = f"; write {','.join(map(str, value))!r}"
         raise TypeError(f"parameter {name}: got {value!r} ({type(value).__name__}), expected {expected}{fix}")
 
 

@@ -75,6 +75,7 @@ def find_folders(root: Path, contest: Contest) -> Folders:
     found = whole or [pair for pair in pairs if images or pair[0].parent != root]
     if not found:
         looked_for = contest.train_images or "Train/Image, train/images, images or the like"
+        looked_for += f" with masks in {contest.train_masks}" if contest.train_masks else ""
         raise FileNotFoundError(
             f"no training images in {looked_for} of {present}; pass its folders as -p train_images, "
             "-p train_masks and -p test_images"

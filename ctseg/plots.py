@@ -128,7 +128,8 @@ def plot_predictions(
         images.append(_thin_out(read_image(case.image, window=window)))
         pred_masks.append(_thin_out(pred_mask))
         trues.append(true_masks and _thin_out(read_mask(png_path(true_masks, case.image_id))))
-        titles.append(case.image_id if pred_mask.any() else f"{case.image_id}: empty")
+        whole = {0: ": empty", 1: ": all of it"}.get(pred_mask.mean(), "")  # no outline would show
+        titles.append(f"{case.image_id}{whole}")
     return plot_cases(images, trues, pred_masks, titles=titles)
 
 

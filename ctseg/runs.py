@@ -7,13 +7,13 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ctseg.config import NAMES, Config, check_names, fill_settings
-from ctseg.contest import KAGGLE_INPUT
+from ctseg.contest import KAGGLE_INPUT, Contest
 from ctseg.data import (
     Case,
     SegmentationDataset,
@@ -31,6 +31,7 @@ from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir
 from ctseg.transforms import EvalTransform
 
 PLACES = "places.json"  # in a run's folder: where its data were, here
+_FORMAT = tuple(entry.name for entry in fields(Contest))  # all that is the contest's
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 _HINT = "; if it is a variable of the notebook, begin its name with an underscore, or run 'del {name}'"
 
@@ -186,7 +187,8 @@ def open_run(config: Config) -> Path:
     """Return the run's folder with its `config.json`, made if it is new.
 
     Until a fold has weights its settings may change. A window for 16-bit images is no difference where all
-    training images have 8 bits: test images may have more, and need one.
+    training images have 8 bits: test images may have more, and need one. The contest's facts are no settings;
+    `keep_format` keeps new ones once they have been used.
 
     Raises:
         ValueError: the run has folds of other settings, or of other training data; it is left as it is.
@@ -201,7 +203,7 @@ def open_run(config: Config) -> Path:
     content = config.stored()
     if stored is not None and is_begun(run_dir):
         check_settings(config, run_dir)
-        content |= {name: stored.get(name) for name in ("window_low", "window_high")}
+        content |= {name: stored.get(name) for name in ("window_low", "window_high", *_FORMAT)}
         if not config.predict_folder:
             check_training_data(run_dir, find_cases(Path(config.data_root), "train", config))
     if config.predict_folder:
@@ -212,6 +214,14 @@ def open_run(config: Config) -> Path:
     if not (run_dir / PLACES).is_file() or read_json(run_dir / PLACES) != places:
         write_json(places, run_dir / PLACES)
     return run_dir
+
+
+def keep_format(config: Config, run_dir: Path) -> None:
+    """Note the contest's facts by which a run's submission was written; they hold from now on."""
+    stored = _read_stored(config.run)
+    content = stored | {name: getattr(config, name) for name in _FORMAT}
+    if content != stored:
+        write_json(content, run_dir / "config.json")
 
 
 def check_settings(config: Config, run_dir: Path) -> None:

@@ -40,6 +40,7 @@ from ctseg.predict import OutOfFold, find_true_masks, predict_masks, read_masks,
 from ctseg.report import summarize, write_summary
 from ctseg.runs import (
     find_new_folder,
+    keep_format,
     make_config,
     make_dataset,
     make_new_dataset,
@@ -210,5 +211,7 @@ if validation:
         print(f"FAILED and left out: {name}, {reason}")
 if test:
     check_submission(out_dir / "submission.csv", test.cases, config)
+    if not config.predict_folder:
+        keep_format(config, run_dir)
     print(f"masks in {mask_dir}, a picture of them in {out_dir / 'examples.png'}")
     print(f"{out_dir / 'submission.csv'}: {len(test)} rows, valid")

@@ -644,7 +644,10 @@ def test_the_program_prints_the_table_and_fails_on_an_error(root, monkeypatch, c
     monkeypatch.setattr("sys.argv", ["check", str(root)])
     with pytest.raises(SystemExit) as end:
         check.main()
-    assert end.value.code == 0 and capsys.readouterr().out == "0 errors, 0 warnings, 0 notes\n"
+    assert end.value.code == 0 and capsys.readouterr().out.splitlines() == [
+        f"data in {root}",
+        "0 errors, 0 warnings, 0 notes",
+    ]
     (root / MASK).unlink()
     with pytest.raises(SystemExit) as end:
         check.main()

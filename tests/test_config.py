@@ -72,6 +72,7 @@ def test_every_preset_makes_a_config_and_explicit_values_win(preset):
         ({"lr": "fast"}, TypeError, r"lr: got 'fast' \(str\), expected float"),
         ({"weight_channels_by_contrast": "maybe"}, TypeError, "by_contrast: got 'maybe' .*expected bool"),
         ({"tta": True}, TypeError, "tta: got True .*expected str; YAML takes .* write it in quotes"),
+        ({"submission_columns": ["id", "rle"]}, TypeError, "expected str; write 'id,rle'"),
         ({"submission_columns": "ID"}, ValueError, "submission_columns: got 'ID', expected the names of"),
         ({"submission_columns": "ID,Mask,Height"}, ValueError, "submission_columns: got"),
         ({"submission_columns": "ID,ID"}, ValueError, "submission_columns: got"),

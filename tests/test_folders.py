@@ -74,6 +74,9 @@ def test_what_is_there_instead_of_a_data_set_is_said(tmp_path):
     lay_out(tmp_path, "pictures", "truth")
     with pytest.raises(FileNotFoundError, match="has pictures, truth; pass its folders as -p train_images"):
         find_folders(tmp_path, A0)
+    lay_out(tmp_path / "b", "images", "masks")
+    with pytest.raises(FileNotFoundError, match="images or the like with masks in maskz of .*images, masks"):
+        find_folders(tmp_path / "b", Contest(train_masks="maskz"))
     with pytest.raises(FileNotFoundError, match="no training images in photos of"):
         find_folders(tmp_path, Contest(train_images="photos"))
 
@@ -179,6 +182,15 @@ def test_the_check_says_which_parameter_fits_the_masks_names(tmp_path, folder, n
     rows = check_dataset(tmp_path, Contest(**{name: end}))
     assert not any("not UTF-8" in row["problem"] for row in rows)
     assert not [row for row in rows if row["severity"] == "error" and "all masks are" not in row["problem"]]
+
+
+def test_a_suffix_that_no_mask_has_is_said_to_be_wrong(tmp_path):
+    lay_out(tmp_path, "images")
+    lay_out(tmp_path, "masks", names=("a_mask.png", "b_mask.png"))
+    (row,) = (
+        row for row in check_dataset(tmp_path, Contest(mask_suffix="_msk")) if row["severity"] == "error"
+    )
+    assert row["problem"] == "no name fits mask_prefix '' and mask_suffix '_msk': a_mask, b_mask (2)"
 
 
 def test_files_without_the_suffix_are_no_masks(tmp_path):

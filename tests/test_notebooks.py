@@ -165,6 +165,11 @@ def test_04_runs_alone_with_nothing_but_the_runs_name(workplace, run):
     done = papermill(workplace, *arguments, cwd="notebooks")
     assert done.returncode == 0, done.stderr
     assert (run / "submission.csv").read_bytes() == submission
+    for columns, given in (("id,rle", "id,rle"), ("id,rle", ""), ("ID,Mask", "ID,Mask")):  # a format stays
+        papermill(
+            workplace, *arguments, *(["-p", "submission_columns", given] if given else []), cwd="notebooks"
+        )
+        assert (run / "submission.csv").read_text().startswith(f"{columns}\n")
 
 
 def test_03_of_a_finished_run_needs_no_weights_to_start_from(workplace, run):

@@ -80,7 +80,7 @@ def test_images_too_thin_for_an_outline_are_drawn_without(size):
 def test_predictions_are_drawn_from_files_thinned_out_and_empty_ones_named(tmp_path):
     image = np.zeros((1200, 900), np.uint8)
     cases = [Case(name, save_image(tmp_path / f"{name}.jpg", image)) for name in "ab"]
-    for folder, n_rows in (("predicted", (0, 600)), ("true", (5, 600))):
+    for folder, n_rows in (("predicted", (0, 600)), ("true", (5, 600)), ("full", (1200, 1200))):
         (tmp_path / folder).mkdir()
         for case, n in zip(cases, n_rows):
             mask = np.repeat(np.arange(1200)[:, None] < n, 900, axis=1)
@@ -91,6 +91,8 @@ def test_predictions_are_drawn_from_files_thinned_out_and_empty_ones_named(tmp_p
     assert [axis.images[0].get_array().shape[:2] for axis in figure.axes] == [(600, 450)] * 2
     assert count_outlines(figure) == [1, 2]
     assert count_outlines(plot_predictions(cases, tmp_path / "predicted")) == [0, 1]
+    figure = plot_predictions(cases, tmp_path / "full")
+    assert [axis.get_title() for axis in figure.axes] == ["a: all of it", "b: all of it"]
 
 
 def test_images_alone_are_drawn_without_outlines_in_a_grid():

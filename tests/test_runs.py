@@ -18,6 +18,7 @@ from ctseg.data import drop_unreadable
 from ctseg.files import write_text
 from ctseg.runs import (
     find_new_folder,
+    keep_format,
     make_config,
     make_dataset,
     make_network,
@@ -236,7 +237,10 @@ def test_settings_may_change_until_a_fold_is_begun():
 
 def test_the_format_of_the_submission_may_change_at_any_time(tiny):
     begin_run(tiny)
-    open_run(make_config(run="a", pixel_order="F", submission_columns="id,rle"))
+    config = make_config(run="a", pixel_order="F", submission_columns="id,rle")
+    run_dir = open_run(config)
+    assert make_config(run="a").pixel_order == "C"  # what may yet be refused is not kept
+    keep_format(config, run_dir)
     assert (make_config(run="a").pixel_order, read_config(run="a").submission_columns) == ("F", "id,rle")
 
 

@@ -584,7 +584,8 @@ FAULTS = [
         "if dataset.window and not deep:",
         "if False:",
     ),
-    ("empty predictions not named", "plots", 'if pred_mask.any() else f"{case', 'if True else f"{case'),
+    ("empty predictions not named", "plots", '{0: ": empty", ', "{"),
+    ("a format kept before it was checked", "runs", '"window_high", *_FORMAT)', '"window_high")'),
     (
         "a sample of several rows for an image",
         "tables",
