@@ -43,5 +43,6 @@ A run:
     folds.py        train the folds, in turn or one per GPU
     compare.py      runs side by side, with intervals that hold together
     child.py        a program that ends when its parent does
+    cluster.py      Dask workers in place of threads
     sweep.py        a grid of runs, here or on a cluster, and their ranked table
 """

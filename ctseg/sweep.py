@@ -1,7 +1,7 @@
 """A sweep: one run for each combination of values, on this machine or on a cluster, and their ranked table.
 
 `make sweep GRID=grid.yaml` calls it. Each run is a child process that executes notebook 03 by papermill, as a
-person would; what is finished is told by its files, so the same command goes on where a sweep stopped.
+person would; files tell what is finished, so the same command goes on where a sweep stopped.
 """
 
 import argparse
@@ -19,11 +19,10 @@ import threading
 import time
 import timeit
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -33,19 +32,22 @@ import torch
 import yaml
 
 from ctseg.arguments import add_parameters, parse_arguments, read_arguments
+from ctseg.cluster import is_unwanted, open_cluster
 from ctseg.compare import Comparison, Configuration, compare, print_comparison, write_leaderboard
 from ctseg.config import Config, check_names, parse_value
 from ctseg.data import find_cases
 from ctseg.device import find_device
-from ctseg.files import lock_folder, print_anywhere, read_json, read_last_line, write_json, write_text
+from ctseg.files import lock_folder, print_anywhere, read_last_line, write_text
+from ctseg.fingerprint import is_begun
 from ctseg.folds import queue_gpus
 from ctseg.paths import find_repository, find_run_dir
 from ctseg.predict import predict_probabilities
-from ctseg.runs import make_config, make_network
+from ctseg.runs import check_settings, make_config, make_network
 from ctseg.seeds import make_generator
 from ctseg.train import Learner
 
-NOTEBOOK = "03_train"
+_NOTEBOOK = "03_train"
+_OVERHEAD = 6  # seconds of a task apart from its training: to start a kernel, read images, predict
 _COMBINE = ("product", "one_at_a_time")
 _REFUSED = {  # and why
     "budget_minutes": "runs next to each other would get fewer steps in the same minutes; set epochs",
@@ -54,35 +56,33 @@ _REFUSED = {  # and why
 }
 # Settings of what is made of trained weights: notebook 04 looks for the threshold without any training.
 _NOT_TRAINED = {"tta", "threshold"}
-# With some folds only, these would compare configurations on different images.
+# With some folds only, a list of these would compare configurations on different images.
 _DEALS_FOLDS = {"seed", "n_folds", "split", "group"}
-
-
-_OVERHEAD = 6.0  # seconds of a task besides its training: to start a kernel, read images, predict
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A run, or one of its folds, to be trained: by what parameters, into which folder below `runs/`."""
+    """A run, or one fold of it, to be trained."""
 
-    run: str
-    fold: int | None
+    run: str  # its name below runs/
     parameters: Mapping[str, Any]
-    folds: Sequence[int]  # that the finished task has trained
+    fold: int | None  # None: all
+    folds: Sequence[int]  # what it trains
+
+    def __str__(self) -> str:
+        return self.run if self.fold is None else f"{self.run}, fold {self.fold}"
 
     @property
     def notebook(self) -> Path:
-        """Where the executed notebook is, relative to the repository, once the task is finished."""
-        name = NOTEBOOK if self.fold is None else f"{NOTEBOOK}_fold{self.fold}"
+        """Where the executed notebook is, from the repository, once the task is finished."""
+        name = _NOTEBOOK if self.fold is None else f"{_NOTEBOOK}_fold{self.fold}"
         return Path("runs") / self.run / f"{name}.ipynb"
 
     def make_arguments(self, output: Path) -> list[str]:
         """The arguments with which papermill executes it."""
         given = {**self.parameters, "run": self.run} | ({} if self.fold is None else {"fold": self.fold})
-        pairs = [
-            ["-r" if isinstance(value, str) else "-p", name, str(value)] for name, value in given.items()
-        ]
-        return [f"notebooks/{NOTEBOOK}.ipynb", str(output), *itertools.chain(*pairs)]
+        pairs = [("-r" if isinstance(value, str) else "-p", key, str(value)) for key, value in given.items()]
+        return [f"notebooks/{_NOTEBOOK}.ipynb", str(output), *itertools.chain(*pairs)]
 
     def is_finished(self, repository: Path) -> bool:
         """Whether its notebook is there, and the out-of-fold predictions of its folds, written last."""
@@ -90,55 +90,40 @@ class Task:
         return path.is_file() and all((path.parent / f"fold{k}" / "oof.npz").is_file() for k in self.folds)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A sweep as it was asked for.
-
-    Attributes:
-        fixed: the values that all runs have.
-        swept: the values of each setting that has several; the first ones together are the base.
-        is_product: whether all combinations are runs, or the base and each other value alone.
-        folds: which ones to train, None for all.
-        runs: each run's own values by a name made of them; the base's first.
-        configs: each run's whole config.
-    """
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run of a sweep: its name below `runs/`, all parameters given, the swept ones of them, its config."""
 
     name: str
-    fixed: Mapping[str, Any]
-    swept: Mapping[str, list]
-    is_product: bool
-    folds: Sequence[int] | None
-    runs: Mapping[str, Mapping[str, Any]]
-    configs: Mapping[str, Config]
+    parameters: Mapping[str, Any]
+    values: Mapping[str, Any]
+    config: Config
 
     @property
-    def base(self) -> str:
-        """The name of the base's run."""
-        return next(iter(self.runs))
+    def configuration(self) -> str:
+        """What it is compared as: runs that differ in nothing but their seed are repeats."""
+        return make_name({name: value for name, value in self.values.items() if name != "seed"})
 
-    def list_tasks(self) -> list[Task]:
-        """The tasks, run by run: one for each fold that is asked for, or one for all."""
-        tasks = []
-        for run, values in self.runs.items():
-            every = [(None, range(self.configs[run].n_folds))]
-            parts = every if self.folds is None else [(fold, [fold]) for fold in self.folds]
-            given = {**self.fixed, **values}
-            tasks += [Task(f"{self.name}/{run}", fold, given, list(folds)) for fold, folds in parts]
-        return tasks
+    def list_tasks(self, folds: Sequence[int] | None) -> list[Task]:
+        """A task for each of the folds or, without them, one for all."""
+        parts = {fold: [fold] for fold in folds} if folds else {None: range(self.config.n_folds)}
+        return [Task(self.name, self.parameters, fold, list(trained)) for fold, trained in parts.items()]
 
-    def list_configurations(self, runs: Sequence[str]) -> list[Configuration]:
-        """What these runs are compared as: runs that differ in nothing but their seed are repeats of one."""
-        found: dict[str, Configuration] = {}
-        for run in runs:
-            values = {name: value for name, value in self.runs[run].items() if name != "seed"}
-            name = make_name(values)
-            earlier = found[name].run_dirs if name in found else []
-            found[name] = Configuration(name, [*earlier, find_run_dir(f"{self.name}/{run}")], values)
-        return list(found.values())
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep, the base first; its folds, None for all; whether all combinations are runs."""
+
+    name: str
+    runs: Sequence[Run]
+    folds: Sequence[int] | None
+    is_product: bool
 
 
 def make_plan(name: str, grid: Mapping[str, Any], *, max_runs: int = 100) -> Plan:
     """Check a grid of parameters, in which values may be lists, and list its runs; equal ones count once.
+
+    The first value of each list is the base's.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: what training would refuse, a list of what cannot be swept,
@@ -146,55 +131,49 @@ def make_plan(name: str, grid: Mapping[str, Any], *, max_runs: int = 100) -> Pla
     """
     grid = {key: value for key, value in grid.items() if value is not None}
     combine, folds = grid.pop("combine", _COMBINE[0]), grid.pop("fold", None)
-    if combine not in _COMBINE:
-        raise ValueError(f"combine: got {combine!r}, expected one of {', '.join(_COMBINE)}")
-    check_names(grid)
-    swept = {key: value for key, value in grid.items() if isinstance(value, list)}
-    fixed = {key: value for key, value in grid.items() if key not in swept}
     folds = folds if folds is None or isinstance(folds, list) else [folds]
-    _check_grid(grid, swept, folds)
+    swept = {key: value for key, value in grid.items() if isinstance(value, list)}
+    _check_grid(grid, swept, combine, folds)
     counts, is_product = [len(values) for values in swept.values()], combine == "product"
     n_runs = math.prod(counts) if is_product else 1 + sum(counts) - len(counts)
     if n_runs > max_runs:
         raise ValueError(f"{n_runs} runs, more than {max_runs}; shorten the lists, or pass --runs {n_runs}")
-    runs, configs, seen = {}, {}, set()
+    runs: dict[str, Run] = {}
     for values in _combine(swept, is_product):
-        config = make_config(**fixed | values, fold=max(folds) if folds else None)
+        config = make_config(**grid | values, fold=max(folds) if folds else None)
+        given = {key: getattr(config, key) for key in grid}  # as it is understood
+        own = {key: given[key] for key in swept}
         settings = json.dumps(config.settings(), sort_keys=True)
-        if settings not in seen:
-            seen.add(settings)
-            values = {key: getattr(config, key) for key in swept}
-            runs[make_name(values)], configs[make_name(values)] = values, config
-    fixed = {key: getattr(config, key) for key in fixed}  # as they were understood
-    return Plan(name, fixed, swept, is_product, folds, runs, configs)
+        runs.setdefault(settings, Run(f"{name}/{make_name(own)}", given, own, config))
+    return Plan(name, list(runs.values()), folds, is_product)
 
 
-def _check_grid(grid: Mapping[str, Any], swept: Mapping[str, list], folds: list | None) -> None:
+def _check_grid(grid: Mapping[str, Any], swept: Mapping[str, list], combine: Any, folds: list | None) -> None:
     """Raise a ValueError for what a sweep cannot have."""
+    check_names(grid)
+    if combine not in _COMBINE:
+        raise ValueError(f"combine: got {combine!r}, expected one of {', '.join(_COMBINE)}")
+    if folds is not None and (not folds or not all(type(fold) is int and fold >= 0 for fold in folds)):
+        raise ValueError(f"fold: got {folds}, expected numbers from 0, or leave it out for all folds")
     for name in grid.keys() & _REFUSED.keys():
         raise ValueError(f"{name} in a sweep: {_REFUSED[name]}")
-    settings = Config(preset="baseline").settings()
     for name, values in swept.items():
-        if name in _NOT_TRAINED or name not in settings:
-            raise ValueError(
-                f"a list of {name}: it does not change the training, so there is nothing to sweep"
-            )
+        if name in _NOT_TRAINED or name not in Config().settings():
+            raise ValueError(f"a list of {name}: it does not change the training, there is nothing to sweep")
         if not values:
             raise ValueError(f"{name}: an empty list; expected values, or leave it out")
         if folds and name in _DEALS_FOLDS:
             raise ValueError(f"a list of {name} with fold {folds}: it deals the folds anew; train all folds")
-    if folds is not None and (not folds or not all(type(fold) is int and fold >= 0 for fold in folds)):
-        raise ValueError(f"fold: got {folds}, expected numbers from 0, or leave it out for all folds")
 
 
 def _combine(swept: Mapping[str, list], is_product: bool) -> Iterator[dict[str, Any]]:
     """The values of each run; the base's, the first ones, come first."""
     if is_product:
         yield from (dict(zip(swept, values)) for values in itertools.product(*swept.values()))
-        return
-    base = {name: values[0] for name, values in swept.items()}
-    yield base
-    yield from (base | {name: value} for name, values in swept.items() for value in values[1:])
+    else:
+        base = {name: values[0] for name, values in swept.items()}
+        yield base
+        yield from (base | {name: value} for name, values in swept.items() for value in values[1:])
 
 
 def make_name(values: Mapping[str, Any]) -> str:
@@ -208,45 +187,19 @@ def make_name(values: Mapping[str, Any]) -> str:
     return plain if plain == text else f"{plain}-{zlib.crc32(text.encode()):08x}"
 
 
-def open_sweep(plan: Plan) -> Path:
-    """The sweep's folder with its `sweep.json`; longer lists and more folds continue a sweep.
-
-    Raises:
-        ValueError: a sweep of this name has other fixed values, another base or other lists.
-    """
-    folder = find_run_dir(plan.name)
-    if (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is a run; choose another name for the sweep")
-    path, base = folder / "sweep.json", plan.configs[plan.base].settings()
-    content = {"base": base, "swept": sorted(plan.swept)}
-    stored = read_json(path) if path.is_file() else content
-    old, new = stored["base"], content["base"]
-    differing = [
-        f"{name}: got {new[name]!r}, stored {old.get(name)!r}" for name in new if new[name] != old.get(name)
-    ]
-    if stored["swept"] != content["swept"]:
-        differing.append(f"lists: got {content['swept']}, stored {stored['swept']}")
-    if differing:
-        raise ValueError(
-            f"{folder} is a sweep from another base ({'; '.join(differing)}); choose another name"
-        )
-    write_json(content, path)
-    return folder
-
-
 def run_task(
     task: Task,
     repository: Path,
     n_here: Mapping[str, int],
     *,
-    is_stopped: Callable[[], bool] | None = None,
+    is_stopped: Callable[[], bool] = is_unwanted,
     gpus: SimpleQueue | None = None,
 ) -> str:
     """Train a task in a child process, unless it is finished; return "", or why it failed.
 
     Args:
         n_here: how many tasks run at the same time on each host; they share its cores.
-        is_stopped: asked twice a second; None on a cluster, which is asked itself.
+        is_stopped: asked twice a second; by default, the cluster on whose worker this runs.
         gpus: those that are free, each for one task; None leaves the choice to the environment.
     """
     if task.is_finished(repository):
@@ -256,16 +209,16 @@ def run_task(
     running, log = final.with_name(f"running_{final.name}"), final.with_suffix(".log")
     threads = max(1, os.cpu_count() // n_here.get(socket.gethostname(), 1))
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(repository)}
-    gpu = gpus.get() if gpus else None
-    environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     quiet = ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "/dev/stdout"]
     command = [sys.executable, "-m", "ctseg.child", str(os.getpid()), "papermill", *quiet]
     command += task.make_arguments(running.relative_to(repository))
+    gpu = gpus.get() if gpus else None
     try:
         with open(log, "wb") as file:
-            outputs = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
-            child = subprocess.Popen(command, cwd=repository, env=environment, **outputs)
-            status = _wait(child, is_stopped or _is_given_up)
+            environment |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+            # In a session of its own, Ctrl-C reaches this process alone, which then kills it.
+            options = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
+            status = _wait(subprocess.Popen(command, cwd=repository, env=environment, **options), is_stopped)
     finally:
         if gpus:
             gpus.put(gpu)
@@ -275,22 +228,13 @@ def run_task(
 
 
 def _wait(child: subprocess.Popen, is_stopped: Callable[[], bool]) -> int:
-    """The exit status of a child, which is killed if it is not wanted any more."""
+    """The exit status of a child, which is killed once it is not wanted any more."""
     while True:
         try:
             return child.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
             if is_stopped():
                 child.kill()
-
-
-def _is_given_up() -> bool:
-    """Whether this worker's task is not wanted any more: its sweep or the scheduler ended."""
-    from distributed import get_worker
-
-    worker = get_worker()
-    task = worker.state.tasks.get(worker.get_current_task())
-    return task is None or task.state == "cancelled" or worker.status.name not in ("running", "paused")
 
 
 def _explain(status: int, log: Path, folds: Sequence[int]) -> str:
@@ -311,39 +255,52 @@ def run_sweep(plan: Plan, *, jobs: int | None = None, scheduler: str = "") -> Co
         scheduler: a Dask scheduler's address, whose workers train instead, one task each.
 
     Raises:
+        ValueError: a run of this sweep has other settings, from a sweep with other fixed values.
         RuntimeError: the base failed, or the cluster cannot be used; what is finished stays.
         FolderBusy: the sweep is already running.
     """
     repository, folder = find_repository(), find_run_dir(plan.name)
     with lock_folder(folder):
-        open_sweep(plan)
-        tasks = [task for task in plan.list_tasks() if not task.is_finished(repository)]
-        for task in tasks:
+        _check_runs(plan)
+        tasks = [task for run in plan.runs for task in run.list_tasks(plan.folds)]
+        unfinished = [task for task in tasks if not task.is_finished(repository)]
+        for task in unfinished:
             print(shlex.join(["papermill", *task.make_arguments(task.notebook)]), flush=True)
+        print(
+            f"{plan.name}: {len(plan.runs)} runs, {len(unfinished)} of {len(tasks)} tasks to do", flush=True
+        )
         failures = {}
-        if tasks:
-            with (
-                _open_cluster(scheduler, folder, plan) if scheduler else _open_threads(jobs) as (
-                    submit,
-                    n_parallel,
+        if unfinished:
+            data_root = Path(plan.runs[0].config.data_root)
+            parallel = open_cluster(scheduler, folder, data_root) if scheduler else _open_threads(jobs)
+            with parallel as (submit, n_here):
+                n = sum(n_here.values())
+                minutes = sum(_project_seconds(plan, task) for task in unfinished) / n / 60
+                print(
+                    f"{n} at a time, about {minutes:.0f} minutes if all steps take what one takes now",
+                    flush=True,
                 )
-            ):
-                print(_describe_plan(plan, tasks, n_parallel), flush=True)
-                failures = _run_tasks(tasks, submit, f"{plan.name}/{plan.base}")
-        failed = {task.run.partition("/")[2] for task in failures}
-        configurations = plan.list_configurations([run for run in plan.runs if run not in failed])
-        comparison = compare(configurations, is_product=plan.is_product and not failures)
-        notes = [f"failed: {_describe(task)}: {error}" for task, error in failures.items()]
-        comparison.notes.extend(notes)
+                begin = partial(submit, run_task, repository=repository, n_here=n_here)
+                failures = _run_tasks(unfinished, begin, base=plan.runs[0].name)
+        comparison = _compare(plan, failures)
         write_leaderboard(folder, comparison)
         write_text(_make_best(plan, comparison), folder / "best.yaml")
     return comparison
 
 
-def _run_tasks(tasks: Sequence[Task], submit: Callable[[Task], Future], base: str) -> dict[Task, str]:
+def _check_runs(plan: Plan) -> None:
+    """Raise a ValueError if a run that is begun has other settings than this sweep's."""
+    if (folder := find_run_dir(plan.name)).joinpath("config.json").is_file():
+        raise ValueError(f"{folder} is a run; choose another name for the sweep")
+    for run in plan.runs:
+        if is_begun(find_run_dir(run.name)):
+            check_settings(replace(run.config, run=run.name), find_run_dir(run.name))
+
+
+def _run_tasks(tasks: Sequence[Task], begin: Callable[[Task], Future], base: str) -> dict[Task, str]:
     """Run all tasks; return those that failed with why. A failed base ends it at once with a RuntimeError."""
     started, failures = time.monotonic(), {}
-    futures = {submit(task): task for task in tasks}
+    futures = {begin(task): task for task in tasks}
     for n_done, future in enumerate(as_completed(futures), start=1):
         task = futures[future]
         try:
@@ -355,149 +312,66 @@ def _run_tasks(tasks: Sequence[Task], submit: Callable[[Task], Future], base: st
         except Exception as problem:  # of the worker, or of a disk; the other tasks go on
             error = f"{type(problem).__name__}: {problem}"
         left = (time.monotonic() - started) / n_done * (len(tasks) - n_done) / 60
-        progress = f"{n_done} of {len(tasks)}, about {left:.0f} min left"
-        print(
-            f"{'FAILED' if error else 'finished'}: {_describe(task)} ({progress}) {error}".rstrip(),
-            flush=True,
-        )
+        result = f"FAILED: {task}, {error}" if error else f"finished: {task}"
+        print(f"{result} ({n_done} of {len(tasks)}, about {left:.0f} min left)", flush=True)
         if error:
             failures[task] = error
-            if task.run == base:
-                raise RuntimeError(f"the base failed, with which all others are compared: {error}")
+        if error and task.run == base:
+            raise RuntimeError(f"the base failed, with which all others are compared: {error}")
     return failures
 
 
-def _describe(task: Task) -> str:
-    """A task in a few words."""
-    return task.run if task.fold is None else f"{task.run}, fold {task.fold}"
-
-
-def _describe_plan(plan: Plan, tasks: Sequence[Task], n_parallel: int) -> str:
-    """How many runs there are, and about how long they take."""
-    configs = [(plan.configs[task.run.partition("/")[2]], len(task.folds)) for task in tasks]
-    minutes = sum(_project_seconds(config, n_folds) for config, n_folds in configs) / n_parallel / 60
-    return (
-        f"{plan.name}: {len(plan.runs)} runs; {len(tasks)} of {len(plan.list_tasks())} tasks to do, "
-        f"{n_parallel} at a time, in about {minutes:.0f} minutes if steps stay as fast as one is now"
-    )
-
-
-@cache
-def _time_step(config: Config) -> tuple[float, float]:
-    """Seconds of a training step, and of predicting an image, on this machine; the fastest of three."""
-    images = torch.zeros(config.batch_size, 3, config.target_size, config.target_size, dtype=torch.uint8)
-    learner = Learner(make_network(config), config, find_device())
-    step = partial(learner.step, images, images[:, :1], make_generator(0))
-    predict = partial(predict_probabilities, learner.model, images)
-    return min(timeit.repeat(step, number=1)[1:]), min(timeit.repeat(predict, number=1)[1:]) / len(images)
-
-
-def _project_seconds(config: Config, n_folds: int) -> float:
-    """Seconds that the training of `n_folds` folds will take."""
-    n_cases = len(find_cases(Path(config.data_root), "train", config))
-    n_validated = n_cases / max(config.n_folds, 10 if config.n_folds == 1 else 1)
-    # Only what a step's time depends on, so that equal ones are timed once.
-    sizes = ("encoder", "width", "depth", "target_size", "batch_size", "weight_channels_by_contrast")
-    plain = Config(epochs=1, **{name: getattr(config, name) for name in sizes})
-    step, image = _time_step(plain)
-    epoch = (n_cases - n_validated) / config.batch_size * step + n_validated * image
-    return n_folds * config.epochs * epoch + _OVERHEAD
-
-
 @contextmanager
-def _open_threads(jobs: int | None) -> Iterator[tuple[Callable[[Task], Future], int]]:
-    """A way to submit tasks to threads of this process, and how many run at a time.
+def _open_threads(jobs: int | None) -> Iterator[tuple[Callable[..., Future], dict[str, int]]]:
+    """A way to submit tasks to threads of this process, and how many run at a time on this host.
 
-    Tasks that run when the block ends, as by Ctrl-C, are killed.
+    Tasks that still run when the block ends, as by Ctrl-C, are killed.
     """
-    n_gpus, stop, gpus = torch.cuda.device_count(), threading.Event(), None
-    n = jobs or max(1, n_gpus)
-    if n_gpus > 1:
-        gpus, free = SimpleQueue(), queue_gpus(n_gpus)
-        names = [free.get() for _ in range(n_gpus)]
-        for name in itertools.islice(itertools.cycle(names), n):
-            gpus.put(name)
+    n_gpus, stop = torch.cuda.device_count(), threading.Event()
+    gpus = queue_gpus(n_gpus) if n_gpus > 1 else None
+    n = min(jobs or n_gpus, n_gpus) if gpus else jobs or 1
     with ThreadPoolExecutor(n) as pool:
-        n_here = {socket.gethostname(): n}
-        options = {"is_stopped": stop.is_set, "gpus": gpus}
         try:
-            yield lambda task: pool.submit(run_task, task, find_repository(), n_here, **options), n
+            yield partial(pool.submit, is_stopped=stop.is_set, gpus=gpus), {socket.gethostname(): n}
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def _open_cluster(address: str, folder: Path, plan: Plan) -> Iterator[tuple[Callable[[Task], Future], int]]:
-    """As `_open_threads`, with the workers of a Dask cluster, each of which has been asked whether it can.
-
-    Raises:
-        RuntimeError: there is no cluster, or what is wrong with each worker.
-    """
-    try:
-        from distributed import Client
-    except ImportError:
-        raise RuntimeError(
-            "Dask is not installed; pip install -e '.[cluster]' here and on the workers"
-        ) from None
-    try:
-        client = Client(address, timeout=10)
-    except (OSError, ValueError) as error:
-        raise RuntimeError(f"no Dask scheduler at {address}: {error}; start one, see the README") from None
-    with client:
-        n_here = _check_workers(client, folder, plan)
-        executor = client.get_executor(pure=False)
-        repository = find_repository()
-        yield lambda task: executor.submit(run_task, task, repository, n_here), sum(n_here.values())
+@cache
+def _time_step(config: Config) -> tuple[float, float]:
+    """Seconds of a training step, and of predicting an image, on this machine as it is now."""
+    images = torch.zeros(config.batch_size, 3, config.target_size, config.target_size, dtype=torch.uint8)
+    learner = Learner(make_network(config), config, find_device())
+    step = partial(learner.step, images, images[:, :1], make_generator(0))
+    predict = partial(predict_probabilities, learner.model, images)
+    # The first time is slower.
+    return min(timeit.repeat(step, number=1)[1:]), min(timeit.repeat(predict, number=1)[1:]) / len(images)
 
 
-def _check_workers(client: Any, folder: Path, plan: Plan) -> dict[str, int]:
-    """Ask every worker whether it can do this sweep's tasks; return how many there are on each host.
-
-    Raises:
-        RuntimeError: there are none, or what is wrong with each.
-    """
-    token = folder / f"token-{os.getpid()}"
-    write_text(f"{time.time()}", token)
-    try:
-        found = client.run(describe_worker, token, Path(plan.configs[plan.base].data_root), on_error="return")
-    finally:
-        token.unlink()
-    threads, here = client.nthreads(), describe_worker(folder, folder)
-    problems = [] if found else ["it has no workers; start some, see the README"]
-    for worker, answer in found.items():
-        if not isinstance(answer, dict):
-            problems.append(f"{worker}: {answer}; start it in the repository, with PYTHONPATH=$PWD")
-            continue
-        wrong = answer["problems"] + [
-            f"{name} {answer[name]} and not {here[name]} as here"
-            for name in ("ctseg", "torch")
-            if answer[name] != here[name]
-        ]
-        if threads[worker] != 1:
-            wrong.append(f"{threads[worker]} threads; start it with --nthreads 1, and more workers instead")
-        problems += [f"{worker}: {', '.join(wrong)}"] if wrong else []
-    if problems:
-        raise RuntimeError("the cluster cannot do this sweep: " + "; ".join(problems))
-    return dict(Counter(answer["host"] for answer in found.values()))
+def _project_seconds(plan: Plan, task: Task) -> float:
+    """About how long a task takes on this machine."""
+    config = next(run.config for run in plan.runs if run.name == task.run)
+    # Only what a step's time depends on, so that equal ones are timed once.
+    sizes = ("encoder", "width", "depth", "target_size", "batch_size", "weight_channels_by_contrast")
+    step, image = _time_step(Config(**{name: getattr(config, name) for name in sizes}))
+    n_cases = len(find_cases(Path(config.data_root), "train", config))
+    n_validated = n_cases / (10 if config.n_folds == 1 else config.n_folds)
+    epoch = (n_cases - n_validated) / config.batch_size * step + n_validated * image
+    return _OVERHEAD + len(task.folds) * config.epochs * epoch
 
 
-def describe_worker(token: Path, data_root: Path) -> dict[str, Any]:
-    """A worker's host and versions, and what it lacks: the shared folder with the token, the data."""
-    problems = []
-    if not token.exists():
-        problems.append(f"no {token}, so it does not share this folder")
-    elif not os.access(token.parent, os.W_OK):
-        problems.append(f"it cannot write in {token.parent}")
-    if not data_root.is_dir():
-        problems.append(f"no data in {data_root}")
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return {
-        "host": socket.gethostname(),
-        "ctseg": f"{zlib.crc32(b''.join(path.read_bytes() for path in sources)):08x}",
-        "torch": torch.__version__,
-        "problems": problems,
-    }
+def _compare(plan: Plan, failures: Mapping[Task, str]) -> Comparison:
+    """Compare the runs that did not fail; the notes list the others."""
+    failed, paths, values = {task.run for task in failures}, {}, {}
+    for run in plan.runs:
+        if run.name not in failed:
+            paths.setdefault(run.configuration, []).append(find_run_dir(run.name))
+            values[run.configuration] = {name: value for name, value in run.values.items() if name != "seed"}
+    configurations = [Configuration(name, paths[name], values[name]) for name in paths]
+    comparison = compare(configurations, is_product=plan.is_product and not failures)
+    comparison.notes.extend(f"failed: {task}: {error}" for task, error in failures.items())
+    return comparison
 
 
 def _make_best(plan: Plan, comparison: Comparison) -> str:
@@ -512,17 +386,16 @@ def _make_best(plan: Plan, comparison: Comparison) -> str:
         why = f"the best of {len(comparison.rows)}, {interval} over the base {base['name']}"
     else:
         why = f"the base, since the best, {best['name']}, is {best['verdict']}: {interval}"
-    values = {**plan.fixed, **{name: chosen[name] for name in plan.swept if name != "seed"}}
+    run = next(run for run in plan.runs if run.configuration == chosen["name"])
+    repeated = {"seed"} & run.values.keys()
+    values = {name: value for name, value in run.parameters.items() if name not in repeated}
     return f"# {plan.name}: {why}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def read_grid(given: argparse.Namespace) -> dict[str, Any]:
     """The grid of a command line: a file's, and values over it; commas separate the values of a list."""
-    lists = [
-        (name, value)
-        for name, value in given.p
-        if "," in value and name in {"fold", *Config(preset="baseline").settings()} - {"group"}
-    ]
+    may_be_lists = {"fold", *Config().settings()} - {"group"}
+    lists = [(name, value) for name, value in given.p if "," in value and name in may_be_lists]
     given.p = [pair for pair in given.p if pair not in lists]
     grid = read_arguments(given, also=["combine"])
     return grid | {name: [parse_value(part) for part in value.split(",")] for name, value in lists}

@@ -41,7 +41,7 @@ _SECRETS = (
 _SUBMISSION = """# The submission
 
 Next to `runs/`, and valid; checkpoints and other files that nobody downloads are removed."""
-_OF_SWEEPS = {"compare.py", "child.py", "sweep.py"}
+_OF_SWEEPS = {"compare.py", "child.py", "cluster.py", "sweep.py"}
 _ATTACH = """from kaggle_kernel.session import attach_run, tidy_run
 
 if attach_run(run, weights):

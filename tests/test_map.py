@@ -51,8 +51,9 @@ IMPORTS = {
     | {"seeds", "split", "train", "weights"},
     "compare": {"files", "fingerprint", "folds", "paths", "plots", "predict"},
     "child": set(),
-    "sweep": {"arguments", "compare", "config", "data", "device", "files", "folds", "paths", "predict"}
-    | {"runs", "seeds", "train"},
+    "cluster": {"files"},
+    "sweep": {"arguments", "cluster", "compare", "config", "data", "device", "files", "fingerprint"}
+    | {"folds", "paths", "predict", "runs", "seeds", "train"},
 }
 KERNEL_IMPORTS = {
     "build": {"arguments", "config", "contest", "files", "model"},

@@ -17,7 +17,7 @@ import yaml
 from conftest import REPOSITORY
 
 from ctseg.files import FolderBusy, lock_folder
-from ctseg.sweep import make_name, make_plan, open_sweep
+from ctseg.sweep import make_name, make_plan, run_sweep
 
 SMALL = {"epochs": 1, "target_size": 32, "width": 2, "depth": 2, "n_folds": 2}
 LISTS = {"lr": [0.001, 0.002], "batch_size": [4, 8]}
@@ -94,33 +94,43 @@ def can_lock(folder):
         return False
 
 
+def list_names(plan):
+    """The names of a plan's runs in the sweep's folder."""
+    return [run.name.removeprefix(f"{plan.name}/") for run in plan.runs]
+
+
+def list_tasks(plan):
+    """All tasks of a plan."""
+    return [task for run in plan.runs for task in run.list_tasks(plan.folds)]
+
+
 def test_all_combinations_or_each_value_alone_are_runs_the_base_first(grid):
     plan = make_plan("s", grid)
     names = [f"lr={lr},batch_size={size}" for lr in (0.001, 0.002) for size in (4, 8)]
-    assert list(plan.runs) == names and plan.is_product
+    assert list_names(plan) == names and plan.is_product
     plan = make_plan("s", grid | {"combine": "one_at_a_time"})
-    assert list(plan.runs) == [names[0], names[2], names[1]]
-    assert [task.run for task in plan.list_tasks()] == [f"s/{name}" for name in plan.runs]
+    assert list_names(plan) == [names[0], names[2], names[1]] and not plan.is_product
 
 
 def test_a_runs_command_is_what_a_person_would_type(grid):
-    tasks = make_plan("s", grid | {"fold": [0, 1], "tta": "none"}).list_tasks()
+    tasks = list_tasks(make_plan("s", grid | {"fold": [0, 1], "tta": "none"}))
     assert [task.fold for task in tasks] == [0, 1] * 4
     notebook, output, *arguments = tasks[1].make_arguments(tasks[1].notebook)
     name = "s/lr=0.001,batch_size=4"
     assert (notebook, output) == ("notebooks/03_train.ipynb", f"runs/{name}/03_train_fold1.ipynb")
-    assert " ".join(arguments).endswith(f"-p lr 0.001 -p batch_size 4 -r run {name} -p fold 1")
-    assert make_plan("s", grid).list_tasks()[0].notebook.name == "03_train.ipynb"
+    assert " ".join(arguments).endswith(f"-p lr 0.001 -p batch_size 4 -r tta none -r run {name} -p fold 1")
+    (task, *_) = list_tasks(make_plan("s", grid))
+    assert task.notebook.name == "03_train.ipynb" and task.folds == [0, 1] and str(task) == name
 
 
 def test_values_are_understood_as_training_does_and_equal_ones_count_once(grid):
     grid |= {"lr": ["1e-3", 0.001, "5e-05"], "batch_size": [4], "weight_channels_by_contrast": "yes"}
     plan = make_plan("s", grid)
-    assert list(plan.runs) == ["lr=0.001,batch_size=4", "lr=5e-05,batch_size=4"]
-    assert plan.fixed["weight_channels_by_contrast"] is True
+    assert list_names(plan) == ["lr=0.001,batch_size=4", "lr=5e-05,batch_size=4"]
+    assert plan.runs[0].parameters["weight_channels_by_contrast"] is True
     grid |= {"lr": [1, 1.0], "tta": False}
-    assert [config.tta for config in make_plan("s", grid).configs.values()] == ["none"]
-    assert list(make_plan("s", {**SMALL, "data_root": grid["data_root"]}).runs) == ["base"]
+    assert [run.config.tta for run in make_plan("s", grid).runs] == ["none"]
+    assert list_names(make_plan("s", {**SMALL, "data_root": grid["data_root"]})) == ["base"]
 
 
 @pytest.mark.parametrize(
@@ -172,24 +182,10 @@ def test_a_runs_name_is_made_of_its_values(values, name):
     assert len(make_name({"weights": "x" * 1000})) < 200
 
 
-def test_longer_lists_continue_a_sweep_and_other_fixed_values_are_refused(grid):
-    folder = open_sweep(make_plan("longer", grid))
-    assert open_sweep(make_plan("longer", grid | {"lr": [0.001, 0.002, 0.003], "fold": [0, 1]})) == folder
-    for changes, message in [
-        ({"epochs": 2}, "epochs: got 2, stored 1"),
-        ({"lr": [0.002, 0.001]}, "lr: got 0.002, stored 0.001"),
-        ({"width": [2, 4]}, r"lists: got \['batch_size', 'lr', 'width'\], stored \['batch_size', 'lr'\]"),
-    ]:
-        with pytest.raises(ValueError, match=f"is a sweep from another base .{message}"):
-            open_sweep(make_plan("longer", grid | changes))
-
-
 def test_a_list_of_seeds_means_repeats(grid):
     plan = make_plan("s", {**grid, "batch_size": 4, "seed": [1, 2, 3]})
     assert len(plan.runs) == 6
-    entries = plan.list_configurations(list(plan.runs))
-    assert [(entry.name, len(entry.run_dirs)) for entry in entries] == [("lr=0.001", 3), ("lr=0.002", 3)]
-    assert entries[0].values == {"lr": 0.001}
+    assert [run.configuration for run in plan.runs] == ["lr=0.001"] * 3 + ["lr=0.002"] * 3
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +205,7 @@ def test_a_sweep_ends_with_its_table_picture_and_best_parameters(done):
     assert all((folder / f"leaderboard.{kind}").stat().st_size for kind in ("html", "png"))
     best = (folder / "best.yaml").read_text()
     assert best.startswith("# threads: the base, ") and yaml.safe_load(best)["lr"] == 0.001
-    assert "threads: 4 runs; 4 of 4 tasks to do, 2 at a time, in about " in printed
+    assert "threads: 4 runs, 4 of 4 tasks to do\n2 at a time, about " in printed
     assert printed.count("\nfinished: threads/lr=") == 4
     assert "24 images are too few for a verdict" in printed
     run = folder / "lr=0.001,batch_size=4"
@@ -245,7 +241,23 @@ def test_again_only_what_is_unfinished_is_run(done, workplace, grid):
     assert read_leaderboard(folder) == rows
     changed = {path for path, when in before.items() if path.stat().st_mtime_ns != when}
     assert not changed  # the fold whose predictions were gone has its checkpoint
-    assert sweep(workplace, grid, "threads")[1].startswith("rank")
+    assert sweep(workplace, grid, "threads")[1].startswith("threads: 4 runs, 0 of 4 tasks to do\nrank")
+
+
+def test_longer_lists_continue_a_sweep_and_other_fixed_values_are_refused(done, workplace, grid, monkeypatch):
+    monkeypatch.setattr("ctseg.sweep.run_task", lambda task, **_: "")  # nothing is trained
+    for changes, message in [
+        ({"epochs": 2}, "batch_size=4 holds a run with other settings .epochs: got 2, stored 1"),
+        ({"width": 4}, "width: got 4, stored 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run_sweep(make_plan("threads", grid | changes))
+    longer = make_plan("threads", grid | {"lr": [0.001, 0.002, 0.003]})
+    with pytest.raises(FileNotFoundError, match="no trained fold in .*threads/lr=0.003,batch_size=4"):
+        run_sweep(longer)  # the new ones were begun, the others were finished
+    shutil.copytree(done[0] / "lr=0.001,batch_size=4", workplace / "runs" / "a_run")
+    with pytest.raises(ValueError, match="a_run is a run; choose another name for the sweep"):
+        run_sweep(make_plan("a_run", grid))
 
 
 def test_a_sweep_has_one_writer(done, workplace, grid):
@@ -262,7 +274,7 @@ def test_a_run_that_fails_is_listed_and_stops_nothing_but_a_base_does(workplace,
         fold_dir.write_text("a file in the way")
         jobs = 2 if name == "failing" else 1
         status, printed = sweep(workplace, grid | {"lr": others}, name, "--jobs", jobs)
-        assert status == 1 and f"FAILED: {name}/lr=0.1 (" in printed and "FileExistsError" in printed
+        assert status == 1 and f"FAILED: {name}/lr=0.1, " in printed and "FileExistsError" in printed
         if name == "failing":
             assert "failed: failing/lr=0.1: fold 0, FileExistsError" in printed  # though fold 1 is trained
             assert [row["lr"] for row in read_leaderboard(fold_dir.parents[1])] == ["0.001"]
@@ -332,7 +344,7 @@ def test_a_cluster_gives_the_same_table(done, cluster, workplace, grid):
     start_worker()
     wait_for_workers(address, 2)
     status, printed = sweep(workplace, grid, "cluster", "--scheduler", address)
-    assert status == 0 and "4 of 4 tasks to do, 2 at a time" in printed, printed
+    assert status == 0 and "4 of 4 tasks to do\n2 at a time" in printed, printed
     assert read_leaderboard(workplace / "runs" / "cluster") == read_leaderboard(done[0])
 
 
