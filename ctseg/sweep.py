@@ -207,8 +207,7 @@ def run_task(
     final = repository / task.notebook
     final.parent.mkdir(parents=True, exist_ok=True)
     running, log = final.with_name(f"running_{final.name}"), final.with_suffix(".log")
-    threads = max(1, os.cpu_count() // n_here.get(socket.gethostname(), 1))
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(repository)}
+    environment = os.environ | {"OMP_NUM_THREADS": _count_threads(n_here), "PYTHONPATH": str(repository)}
     quiet = ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "/dev/stdout"]
     command = [sys.executable, "-m", "ctseg.child", str(os.getpid()), "papermill", *quiet]
     command += task.make_arguments(running.relative_to(repository))
@@ -225,6 +224,11 @@ def run_task(
     if status == 0:
         os.replace(running, final)
     return "" if task.is_finished(repository) else _explain(status, log, task.folds)
+
+
+def _count_threads(n_here: Mapping[str, int]) -> str:
+    """The threads of a task on this host: its share of the cores; more would only wait for each other."""
+    return str(max(1, os.cpu_count() // n_here.get(socket.gethostname(), 1)))
 
 
 def _wait(child: subprocess.Popen, is_stopped: Callable[[], bool]) -> int:
@@ -264,8 +268,6 @@ def run_sweep(plan: Plan, *, jobs: int | None = None, scheduler: str = "") -> Co
         _check_runs(plan)
         tasks = [task for run in plan.runs for task in run.list_tasks(plan.folds)]
         unfinished = [task for task in tasks if not task.is_finished(repository)]
-        for task in unfinished:
-            print(shlex.join(["papermill", *task.make_arguments(task.notebook)]), flush=True)
         print(
             f"{plan.name}: {len(plan.runs)} runs, {len(unfinished)} of {len(tasks)} tasks to do", flush=True
         )
@@ -275,6 +277,9 @@ def run_sweep(plan: Plan, *, jobs: int | None = None, scheduler: str = "") -> Co
             parallel = open_cluster(scheduler, folder, data_root) if scheduler else _open_threads(jobs)
             with parallel as (submit, n_here):
                 n = sum(n_here.values())
+                for task in unfinished:
+                    command = shlex.join(["papermill", *task.make_arguments(task.notebook)])
+                    print(f"OMP_NUM_THREADS={_count_threads(n_here)} {command}", flush=True)
                 minutes = sum(_project_seconds(plan, task) for task in unfinished) / n / 60
                 print(
                     f"{n} at a time, about {minutes:.0f} minutes if all steps take what one takes now",
