@@ -280,6 +280,7 @@ def run_sweep(plan: Plan, *, jobs: int | None = None, scheduler: str = "") -> Co
                 for task in unfinished:
                     command = shlex.join(["papermill", *task.make_arguments(task.notebook)])
                     print(f"OMP_NUM_THREADS={_count_threads(n_here)} {command}", flush=True)
+                torch.set_num_threads(int(_count_threads(n_here)))  # as each task has, to time a step
                 minutes = sum(_project_seconds(plan, task) for task in unfinished) / n / 60
                 print(
                     f"{n} at a time, about {minutes:.0f} minutes if all steps take what one takes now",
