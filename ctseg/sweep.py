@@ -280,8 +280,8 @@ def run_sweep(plan: Plan, *, jobs: int | None = None, scheduler: str = "") -> Co
                 for task in unfinished:
                     command = shlex.join(["papermill", *task.make_arguments(task.notebook)])
                     print(f"OMP_NUM_THREADS={_count_threads(n_here)} {command}", flush=True)
-                torch.set_num_threads(int(_count_threads(n_here)))  # as each task has, to time a step
-                minutes = sum(_project_seconds(plan, task) for task in unfinished) / n / 60
+                threads = int(_count_threads(n_here))
+                minutes = sum(_project_seconds(plan, task, threads) for task in unfinished) / n / 60
                 print(
                     f"{n} at a time, about {minutes:.0f} minutes if all steps take what one takes now",
                     flush=True,
@@ -345,22 +345,26 @@ def _open_threads(jobs: int | None) -> Iterator[tuple[Callable[..., Future], dic
 
 
 @cache
-def _time_step(config: Config) -> tuple[float, float]:
+def _time_step(config: Config, threads: int) -> tuple[float, float]:
     """Seconds of a training step, and of predicting an image, on this machine as it is now."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     images = torch.zeros(config.batch_size, 3, config.target_size, config.target_size, dtype=torch.uint8)
     learner = Learner(make_network(config), config, find_device())
     step = partial(learner.step, images, images[:, :1], make_generator(0))
     predict = partial(predict_probabilities, learner.model, images)
     # The first time is slower.
-    return min(timeit.repeat(step, number=1)[1:]), min(timeit.repeat(predict, number=1)[1:]) / len(images)
+    seconds = [min(timeit.repeat(work, number=1)[1:]) for work in (step, predict)]
+    torch.set_num_threads(before)
+    return seconds[0], seconds[1] / len(images)
 
 
-def _project_seconds(plan: Plan, task: Task) -> float:
+def _project_seconds(plan: Plan, task: Task, threads: int) -> float:
     """About how long a task takes on this machine."""
     config = next(run.config for run in plan.runs if run.name == task.run)
     # Only what a step's time depends on, so that equal ones are timed once.
     sizes = ("encoder", "width", "depth", "target_size", "batch_size", "weight_channels_by_contrast")
-    step, image = _time_step(Config(**{name: getattr(config, name) for name in sizes}))
+    step, image = _time_step(Config(**{name: getattr(config, name) for name in sizes}), threads)
     n_cases = len(find_cases(Path(config.data_root), "train", config))
     n_validated = n_cases / (10 if config.n_folds == 1 else config.n_folds)
     epoch = (n_cases - n_validated) / config.batch_size * step + n_validated * image

@@ -247,6 +247,7 @@ def test_again_only_what_is_unfinished_is_run(done, workplace, grid):
 
 def test_longer_lists_continue_a_sweep_and_other_fixed_values_are_refused(done, workplace, grid, monkeypatch):
     monkeypatch.setattr("ctseg.sweep.run_task", lambda task, **_: "")  # nothing is trained
+    threads = torch.get_num_threads()
     for changes, message in [
         ({"epochs": 2}, "batch_size=4 holds a run with other settings .epochs: got 2, stored 1"),
         ({"width": 4}, "width: got 4, stored 2"),
@@ -256,6 +257,7 @@ def test_longer_lists_continue_a_sweep_and_other_fixed_values_are_refused(done, 
     longer = make_plan("threads", grid | {"lr": [0.001, 0.002, 0.003]})
     with pytest.raises(FileNotFoundError, match="no trained fold in .*threads/lr=0.003,batch_size=4"):
         run_sweep(longer)  # the new ones were begun, the others were finished
+    assert torch.get_num_threads() == threads  # only borrowed, to time a step
     shutil.copytree(done[0] / "lr=0.001,batch_size=4", workplace / "runs" / "a_run")
     with pytest.raises(ValueError, match="a_run is a run; choose another name for the sweep"):
         run_sweep(make_plan("a_run", grid))
