@@ -71,7 +71,7 @@ submit: setup ## submit runs/RUN/submission.csv (without RUN that of runs/kaggle
 
 ##@ For those who change the kit
 
-test: setup $(VENV)/.ctseg-cluster ## the test suite; five minutes
+test: setup $(VENV)/.ctseg-cluster ## the test suite; seven minutes
 	$(PYTHON) -m pytest
 
 $(VENV)/.ctseg-cluster: pyproject.toml | setup
@@ -102,7 +102,7 @@ kill: setup ## runs killed at 34 random moments end as if never killed; full dis
 fuzz: setup ## 100,000 random masks through the run-length code and back, and broken codes; a minute
 	$(PYTHON) -m pytest tests -m fuzz
 
-mutants: setup ## the fast tests notice each of some ninety faults seeded into ctseg; fifteen minutes
+mutants: setup ## the fast tests notice each of some 160 faults seeded into ctseg; tens of minutes
 	$(PYTHON) tests/tools/mutants.py
 
 bench: setup ## times of this machine, and Dice against training seconds; DATA=, PRESET=, ARGS="--minutes 1 4"

@@ -140,12 +140,13 @@ def check_images(folder: Path, dataset: SegmentationDataset) -> list[dict]:
         remedy = "only images right in the folder are predicted"
         rows.append(_problem("warning", printable(folder.name), f"left out: {abridge(strays)}", remedy))
     names = [_name(case.image, folder) for case in dataset.cases]
-    headers = map_threads(lambda case: _check_header(case.image, _name(case.image, folder)), dataset.cases)
+    pairs = zip(dataset.cases, names)
+    headers = map_threads(lambda pair: _check_header(pair[0].image, pair[1]), pairs)
     for name, (found, deep) in zip(names, headers):
         rows += found
         if dataset.window and not deep:
-            remedy = "read as it is; make sure that it was converted as the others are: see window_low"
-            rows.append(_problem("warning", name, "8 bits, where others have 16", remedy))
+            remedy = "make sure that it was converted in the same way"
+            rows.append(_problem("warning", name, "8 bits, so it is not read through the window", remedy))
     return _merge_rows(rows)
 
 

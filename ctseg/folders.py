@@ -46,7 +46,7 @@ class Folders:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's name is that of an image; hidden files, such as `._a.png` in archives, are none."""
+    """Whether a file's name is that of an image; hidden files, such as `._a.png` in archives, are not."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
@@ -80,7 +80,7 @@ def find_folders(root: Path, contest: Contest) -> Folders:
             f"no training images in {looked_for} of {present}; pass its folders as -p train_images, "
             "-p train_masks and -p test_images"
         )
-    for name, folder in zip(_NAMES, (images, masks, test)):
+    for name, folder in zip(_NAMES[1:], (masks, test)):
         if folder and not folder.is_dir():
             raise ValueError(
                 f"parameter {name}: no folder {getattr(contest, name)!r} in {present}; fix the name, or "

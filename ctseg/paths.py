@@ -43,7 +43,7 @@ def find_data_root(data_root: str | Path = "", contest: Contest = A0) -> Path:
     for place in places:
         depth = 5 if place == KAGGLE_INPUT else 1
         found = list(_find_roots(place, contest, depth))
-        # Where some have images, those without are none, such as a Mac's __MACOSX.
+        # Where some have images, the others do not count, such as a Mac's __MACOSX.
         roots = [root.resolve() for root, folder in found if has_images(folder)]
         roots = roots or [root.resolve() for root, _ in found]
         if len(roots) > 1:

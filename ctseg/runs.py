@@ -31,7 +31,7 @@ from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir
 from ctseg.transforms import EvalTransform
 
 PLACES = "places.json"  # in a run's folder: where its data were, here
-_FORMAT = tuple(entry.name for entry in fields(Contest))  # all that is the contest's
+_CONTEST_FACTS = tuple(entry.name for entry in fields(Contest))
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 _HINT = "; if it is a variable of the notebook, begin its name with an underscore, or run 'del {name}'"
 
@@ -203,7 +203,7 @@ def open_run(config: Config) -> Path:
     content = config.stored()
     if stored is not None and is_begun(run_dir):
         check_settings(config, run_dir)
-        content |= {name: stored.get(name) for name in ("window_low", "window_high", *_FORMAT)}
+        content |= {name: stored.get(name) for name in ("window_low", "window_high", *_CONTEST_FACTS)}
         if not config.predict_folder:
             check_training_data(run_dir, find_cases(Path(config.data_root), "train", config))
     if config.predict_folder:
@@ -219,7 +219,7 @@ def open_run(config: Config) -> Path:
 def keep_format(config: Config, run_dir: Path) -> None:
     """Note the contest's facts by which a run's submission was written; they hold from now on."""
     stored = _read_stored(config.run)
-    content = stored | {name: getattr(config, name) for name in _FORMAT}
+    content = stored | {name: getattr(config, name) for name in _CONTEST_FACTS}
     if content != stored:
         write_json(content, run_dir / "config.json")
 

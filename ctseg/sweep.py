@@ -207,7 +207,7 @@ def run_task(
     final = repository / task.notebook
     final.parent.mkdir(parents=True, exist_ok=True)
     running, log = final.with_name(f"running_{final.name}"), final.with_suffix(".log")
-    environment = os.environ | {"OMP_NUM_THREADS": _count_threads(n_here), "PYTHONPATH": str(repository)}
+    environment = os.environ | {"OMP_NUM_THREADS": f"{_count_threads(n_here)}", "PYTHONPATH": str(repository)}
     quiet = ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "/dev/stdout"]
     command = [sys.executable, "-m", "ctseg.child", str(os.getpid()), "papermill", *quiet]
     command += task.make_arguments(running.relative_to(repository))
@@ -226,9 +226,9 @@ def run_task(
     return "" if task.is_finished(repository) else _explain(status, log, task.folds)
 
 
-def _count_threads(n_here: Mapping[str, int]) -> str:
+def _count_threads(n_here: Mapping[str, int]) -> int:
     """The threads of a task on this host: its share of the cores; more would only wait for each other."""
-    return str(max(1, os.cpu_count() // n_here.get(socket.gethostname(), 1)))
+    return max(1, os.cpu_count() // n_here.get(socket.gethostname(), 1))
 
 
 def _wait(child: subprocess.Popen, is_stopped: Callable[[], bool]) -> int:
@@ -271,32 +271,34 @@ def run_sweep(plan: Plan, *, jobs: int | None = None, scheduler: str = "") -> Co
         print(
             f"{plan.name}: {len(plan.runs)} runs, {len(unfinished)} of {len(tasks)} tasks to do", flush=True
         )
-        failures = {}
-        if unfinished:
-            data_root = Path(plan.runs[0].config.data_root)
-            parallel = open_cluster(scheduler, folder, data_root) if scheduler else _open_threads(jobs)
-            with parallel as (submit, n_here):
-                n = sum(n_here.values())
-                for task in unfinished:
-                    command = shlex.join(["papermill", *task.make_arguments(task.notebook)])
-                    print(f"OMP_NUM_THREADS={_count_threads(n_here)} {command}", flush=True)
-                threads = int(_count_threads(n_here))
-                minutes = sum(_project_seconds(plan, task, threads) for task in unfinished) / n / 60
-                print(
-                    f"{n} at a time, about {minutes:.0f} minutes if all steps take what one takes now",
-                    flush=True,
-                )
-                begin = partial(submit, run_task, repository=repository, n_here=n_here)
-                failures = _run_tasks(unfinished, begin, base=plan.runs[0].name)
+        failures = _train(plan, unfinished, jobs, scheduler) if unfinished else {}
         comparison = _compare(plan, failures)
         write_leaderboard(folder, comparison)
         write_text(_make_best(plan, comparison), folder / "best.yaml")
     return comparison
 
 
+def _train(plan: Plan, tasks: Sequence[Task], jobs: int | None, scheduler: str) -> dict[Task, str]:
+    """Train tasks in threads or on a cluster; return those that failed with why."""
+    data_root = Path(plan.runs[0].config.data_root)
+    parallel = (
+        open_cluster(scheduler, find_run_dir(plan.name), data_root) if scheduler else _open_threads(jobs)
+    )
+    with parallel as (submit, n_here):
+        threads = _count_threads(n_here)
+        for task in tasks:
+            command = shlex.join(["papermill", *task.make_arguments(task.notebook)])
+            print(f"OMP_NUM_THREADS={threads} {command}", flush=True)
+        n, minutes = sum(n_here.values()), _project_seconds(plan, tasks, threads) / 60
+        print(f"{n} at a time, about {minutes / n:.0f} minutes if steps take what one takes now", flush=True)
+        begin = partial(submit, run_task, repository=find_repository(), n_here=n_here)
+        return _run_tasks(tasks, begin, base=plan.runs[0].name)
+
+
 def _check_runs(plan: Plan) -> None:
     """Raise a ValueError if a run that is begun has other settings than this sweep's."""
-    if (folder := find_run_dir(plan.name)).joinpath("config.json").is_file():
+    folder = find_run_dir(plan.name)
+    if (folder / "config.json").is_file():
         raise ValueError(f"{folder} is a run; choose another name for the sweep")
     for run in plan.runs:
         if is_begun(find_run_dir(run.name)):
@@ -359,16 +361,19 @@ def _time_step(config: Config, threads: int) -> tuple[float, float]:
     return seconds[0], seconds[1] / len(images)
 
 
-def _project_seconds(plan: Plan, task: Task, threads: int) -> float:
-    """About how long a task takes on this machine."""
-    config = next(run.config for run in plan.runs if run.name == task.run)
+def _project_seconds(plan: Plan, tasks: Sequence[Task], threads: int) -> float:
+    """About how long the tasks take on this machine, one after the other."""
+    configs, base = {run.name: run.config for run in plan.runs}, plan.runs[0].config
+    n_cases, total = len(find_cases(Path(base.data_root), "train", base)), 0.0
     # Only what a step's time depends on, so that equal ones are timed once.
     sizes = ("encoder", "width", "depth", "target_size", "batch_size", "weight_channels_by_contrast")
-    step, image = _time_step(Config(**{name: getattr(config, name) for name in sizes}), threads)
-    n_cases = len(find_cases(Path(config.data_root), "train", config))
-    n_validated = n_cases / (10 if config.n_folds == 1 else config.n_folds)
-    epoch = (n_cases - n_validated) / config.batch_size * step + n_validated * image
-    return _OVERHEAD + len(task.folds) * config.epochs * epoch
+    for task in tasks:
+        config = configs[task.run]
+        step, image = _time_step(Config(**{name: getattr(config, name) for name in sizes}), threads)
+        n_validated = n_cases / (10 if config.n_folds == 1 else config.n_folds)
+        epoch = (n_cases - n_validated) / config.batch_size * step + n_validated * image
+        total += _OVERHEAD + len(task.folds) * config.epochs * epoch
+    return total
 
 
 def _compare(plan: Plan, failures: Mapping[Task, str]) -> Comparison:

@@ -692,8 +692,8 @@ def test_new_images_that_are_read_otherwise_than_expected_are_listed(tmp_path, c
     found = {(row["file"], row["problem"]) for row in rows if row["severity"] == "warning"}
     assert found == {
         (tmp_path.name, "left out: more (1)"),
-        ("eight.png", "8 bits, where others have 16"),
-        ("stack.tif", "8 bits, where others have 16"),
+        ("eight.png", "8 bits, so it is not read through the window"),
+        ("stack.tif", "8 bits, so it is not read through the window"),
         ("stack.tif", "several frames: 2"),
     }
     print_warnings(rows)

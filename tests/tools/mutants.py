@@ -585,7 +585,7 @@ FAULTS = [
         "if False:",
     ),
     ("empty predictions not named", "plots", '{0: ": empty", ', "{"),
-    ("a format kept before it was checked", "runs", '"window_high", *_FORMAT)', '"window_high")'),
+    ("a format kept before it was checked", "runs", '"window_high", *_CONTEST_FACTS)', '"window_high")'),
     (
         "a sample of several rows for an image",
         "tables",
@@ -638,7 +638,7 @@ FAULTS = [
         'return "" if status == 0 else',
     ),
     ("finished runs trained again", "sweep", "if not task.is_finished(repository)]", "]"),
-    ("a failed base passed over", "sweep", "        if error and task.run == base:", "        if False:"),
+    ("a failed base ignored", "sweep", "        if error and task.run == base:", "        if False:"),
     ("a budget in a sweep", "sweep", "for name in grid.keys() & _REFUSED.keys():", "for name in ():"),
     (
         "other fixed values under the same name",
