@@ -1,7 +1,8 @@
-"""Runs side by side, image by image: which gain is more than chance, and what being picked is worth."""
+"""Compare runs image by image: which gains are more than chance, and how much of the winner's is luck."""
 
 import base64
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from ctseg.paths import find_run_dir, find_run_name
 from ctseg.plots import plot_forest, table
 from ctseg.predict import read_scores
 
-MIN_IMAGES = 50  # with fewer, no kind of interval kept its word in simulations
+MIN_IMAGES = 50  # with fewer, in simulations, no kind of interval held as often as it should
 _N_RESAMPLES = 2000
 _LEVEL = 0.95
 _EQUAL = 1e-12  # smaller differences are rounding
@@ -25,11 +26,16 @@ _EQUAL = 1e-12  # smaller differences are rounding
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is compared: a run, or its repeats with other seeds, and the values in which it differs."""
+    """What is compared: the folds of a run, or of its repeats with other seeds, and its values."""
 
     name: str
-    run_dirs: Sequence[Path]
+    fold_dirs: Sequence[Path]
     values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def run_dirs(self) -> list[Path]:
+        """The folder of each run."""
+        return list(dict.fromkeys(path.parent for path in self.fold_dirs))
 
 
 @dataclass(frozen=True)
@@ -38,19 +44,20 @@ class Comparison:
 
     Attributes:
         rows: a row for each configuration, the best first.
-        effects: of a product of values, a row for each value: its gain over the base's value, all other
-            values averaged.
+        fold_gains: for each row, the gain on each fold or, of repeats, of each of them.
+        effects: of all combinations of two settings or more, a row for each value: its gain over the base's
+            value, all other values averaged. Intervals hold together within a setting.
         notes: what else there is to say, sentence by sentence.
     """
 
     rows: list[dict]
+    fold_gains: list[list[float]]
     effects: list[dict]
     notes: list[str]
 
     def _repr_html_(self) -> str:
         """The tables with the notes, for a notebook."""
-        rows = [{name: value for name, value in row.items() if name != "fold_gains"} for row in self.rows]
-        tables = [table(part, max_rows=len(part)).data for part in (rows, self.effects) if part]
+        tables = [table(rows, max_rows=len(rows)).data for rows in (self.rows, self.effects) if rows]
         return "".join([*tables, *(f"<p>{html.escape(note)}</p>" for note in self.notes)])
 
 
@@ -61,51 +68,50 @@ def compare_runs(*names: str) -> Comparison:
         FileNotFoundError: a run has no trained fold.
         ValueError: runs on other data or other images.
     """
-    comparison = compare([Configuration(name, [find_run_dir(name)]) for name in names])
+    comparison = compare([Configuration(name, find_folds(find_run_dir(name))) for name in names])
     if len(comparison.rows) < len(names):
         raise ValueError("; ".join(comparison.notes))
     return comparison
 
 
-def compare(configurations: Sequence[Configuration], *, is_product: bool = False) -> Comparison:
+def compare(configurations: Sequence[Configuration]) -> Comparison:
     """Compare configurations by the Dice of each image that was not trained on; the first is the base.
 
     Dice is that of a plain threshold, at each image's own size. The gain over the base has a simultaneous
     95 % interval: all of them hold at once in 95 of 100 comparisons, however many configurations there are.
     Configurations that were not scored on the base's images are left out, and a note names them.
 
-    Args:
-        is_product: whether the configurations are all combinations of their values.
-
     Raises:
-        ValueError: a run was trained on other masks than the base.
+        ValueError: a run was trained on other masks than the base, or its predictions cannot be read.
     """
     base = configurations[0]
-    parts = {entry.name: _read_parts(entry) for entry in configurations}
+    dice = {entry.name: _read_dice(entry) for entry in configurations}
     _check_same_data([path for entry in configurations for path in entry.run_dirs])
-    averages = {name: _average(found) for name, found in parts.items()}
+    averages = {name: _average(found) for name, found in dice.items()}
     images = list(averages[base.name])
     complete = [entry for entry in configurations if list(averages[entry.name]) == images]
     scores = np.array([list(averages[entry.name].values()) for entry in complete])  # (C, N)
     weights = draw_resamples(len(images))
-    rows = _tabulate(complete, scores, weights)
-    for row in rows:
-        pairs = zip(parts[row["name"]], parts[base.name])
-        row["fold_gains"] = [_find_mean_gain(*pair) for pair in pairs if pair[0].keys() == pair[1].keys()]
-    rows.sort(key=lambda row: row["rank"])
+    rows = sorted(_tabulate(complete, scores, weights), key=lambda row: row["rank"])
+    fold_gains = [_find_fold_gains(dice[row["name"]], dice[base.name]) for row in rows]
     notes = [
         f"left out: {entry.name}, which was scored on {len(averages[entry.name])} images that are not the "
         f"{len(images)} of {base.name}"
         for entry in configurations
         if entry not in complete
     ]
-    effects = _find_effects(complete, scores, weights) if is_product and not notes else []
-    return Comparison(rows, effects, notes + _describe_winner(rows, scores, weights))
+    notes += _describe_winner(rows, scores, weights)
+    if all(len(entry.run_dirs) == 1 for entry in configurations):
+        notes.append(
+            "intervals over images do not cover the noise of training; a list of seeds would show it"
+        )
+    return Comparison(rows, fold_gains, _find_effects(complete, scores, weights), notes)
 
 
-def _find_mean_gain(dice: Mapping[str, float], base: Mapping[str, float]) -> float:
-    """The mean gain over the base's Dice on the same images."""
-    return float(np.mean([dice[name] - base[name] for name in base]))
+def _find_fold_gains(dice: Sequence[Mapping], base: Sequence[Mapping]) -> list[float]:
+    """The mean gain on each fold, or of each repeat, that has the same images as the base's."""
+    pairs = [(own, other) for own, other in zip(dice, base) if own.keys() == other.keys()]
+    return [float(np.mean([own[name] - other[name] for name in other])) for own, other in pairs]
 
 
 def draw_resamples(n: int, *, n_resamples: int = _N_RESAMPLES) -> np.ndarray:
@@ -171,22 +177,22 @@ def _find_largest(resampled: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
     return shares.max(axis=1), errors
 
 
-def _read_parts(configuration: Configuration) -> list[dict[str, float]]:
+def _read_dice(configuration: Configuration) -> list[dict[str, float]]:
     """Dice by image of each fold of a run or, of several repeats, of each of them."""
-    runs = [
-        [read_scores(fold_dir / "oof.npz") for fold_dir in find_folds(path)]
-        for path in configuration.run_dirs
-    ]
-    if len(runs) == 1:
-        return runs[0]
-    return [{name: dice for fold in folds for name, dice in fold.items()} for folds in runs]
+    scores = {path: read_scores(path / "oof.npz") for path in configuration.fold_dirs}
+    if len(configuration.run_dirs) == 1:
+        return list(scores.values())
+    runs: dict[Path, dict[str, float]] = {}
+    for path, dice in scores.items():
+        runs.setdefault(path.parent, {}).update(dice)
+    return list(runs.values())
 
 
-def _average(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Dice by image, the mean over the parts that have the image."""
+def _average(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Dice by image, the mean over the folds or repeats that have the image."""
     values: dict[str, list[float]] = {}
-    for part in parts:
-        for name, dice in part.items():
+    for scores in found:
+        for name, dice in scores.items():
             values.setdefault(name, []).append(dice)
     return {name: float(np.mean(dice)) for name, dice in sorted(values.items())}
 
@@ -224,8 +230,8 @@ def _tabulate(configurations: Sequence[Configuration], scores: np.ndarray, weigh
                 "verdict": "base" if index == 0 else find_verdict(low, high, scores.shape[1]),
                 "tied_with_best": bool(tied[index]),
                 "images": scores.shape[1],
-                "folds": sum(len(find_folds(path)) for path in entry.run_dirs),
-                "minutes": sum(map(_read_minutes, entry.run_dirs)),
+                "folds": len(entry.fold_dirs),
+                "minutes": sum(map(_read_minutes, entry.fold_dirs)),
                 "path": "; ".join(f"runs/{find_run_name(path)}" for path in entry.run_dirs),
             }
         )
@@ -236,20 +242,23 @@ def find_verdict(low: float, high: float, n_images: int) -> str:
     """What a simultaneous interval of a gain says: better, worse, undecided or, below 50 images, nothing."""
     if n_images < MIN_IMAGES:
         return "too few images"
-    return "better" if low > 0 else "worse" if high < 0 else "undecided"
+    return "better" if low > _EQUAL else "worse" if high < -_EQUAL else "undecided"
 
 
-def _read_minutes(run_dir: Path) -> float:
-    """Minutes of training and validation of a run's folds."""
-    return sum(row["seconds"] for fold_dir in find_folds(run_dir) for row in read_history(fold_dir)) / 60
+def _read_minutes(fold_dir: Path) -> float:
+    """Minutes of training and validation of a fold."""
+    return sum(row["seconds"] for row in read_history(fold_dir)) / 60
 
 
 def _find_effects(
     configurations: Sequence[Configuration], scores: np.ndarray, weights: np.ndarray
 ) -> list[dict]:
     """The main effect of each value; see `Comparison`."""
-    rows = []
-    for name in configurations[0].values:
+    names, rows = configurations[0].values, []
+    counts = [len({entry.values[name] for entry in configurations}) for name in names]
+    if len(counts) < 2 or math.prod(counts) != len(configurations):
+        return []
+    for name in names:
         values = list(dict.fromkeys(entry.values[name] for entry in configurations))
         has = np.array([[entry.values[name] == value for entry in configurations] for value in values])
         gains = find_gains(has @ scores / has.sum(axis=1, keepdims=True), weights)
@@ -272,9 +281,6 @@ def _describe_winner(rows: Sequence[Mapping], scores: np.ndarray, weights: np.nd
             f"the best of {len(scores)}, {best['name']}: Dice {best['dice']:.4f}, gain {best['gain']:+.4f}; "
             f"corrected for having been picked: {dice:.4f}, {gain:+.4f} (BBC-CV)"
         )
-    notes.append(
-        "the intervals are over images and do not cover the noise of training: a list of seeds would show it"
-    )
     return notes
 
 
@@ -285,26 +291,23 @@ def print_comparison(comparison: Comparison) -> None:
     for row in comparison.rows:
         dice = f"{row['dice']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
         tied = ", tied with the best" if row["tied_with_best"] and row["rank"] > 1 else ""
-        print(
-            f"{row['rank']:>4}  {row['name']:<{width}}  {dice}  {_format_gain(row)}  {row['verdict']}{tied}"
-        )
+        print(f"{row['rank']:>4}  {row['name']:<{width}}  {dice}  {format_gain(row)}  {row['verdict']}{tied}")
     for row in comparison.effects:
         what = f"{row['setting']} {row['value']} over {row['over']}"
-        print(f"      {what:<{width}}  {'':<23}  {_format_gain(row)}  {row['verdict']}")
+        print(f"      {what:<{width}}  {'':<23}  {format_gain(row)}  {row['verdict']}")
     for note in comparison.notes:
         print(note)
 
 
-def _format_gain(row: Mapping) -> str:
+def format_gain(row: Mapping) -> str:
     """A gain with its interval."""
     return f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]"
 
 
 def write_leaderboard(folder: Path, comparison: Comparison) -> None:
     """Write `leaderboard.csv`, `.png`, and `.html` with the tables and the picture, to a folder."""
-    rows = [{name: value for name, value in row.items() if name != "fold_gains"} for row in comparison.rows]
-    write_csv(rows, folder / "leaderboard.csv")
-    figure = plot_forest(comparison.rows, comparison.effects)
+    write_csv(comparison.rows, folder / "leaderboard.csv")
+    figure = plot_forest(comparison.rows, comparison.fold_gains, comparison.effects)
     with atomic_path(folder / "leaderboard.png") as partial:
         figure.savefig(partial, dpi=110)
     picture = base64.b64encode((folder / "leaderboard.png").read_bytes()).decode()

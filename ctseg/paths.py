@@ -86,7 +86,8 @@ def find_run_dir(run: str) -> Path:
 
 def find_run_name(run_dir: Path) -> str:
     """The name of the run in a folder, as `find_run_dir` takes it."""
-    return run_dir.resolve().relative_to((find_repository() / "runs").resolve()).as_posix()
+    # A link's own place, wherever it leads.
+    return Path(os.path.abspath(run_dir)).relative_to(os.path.abspath(find_repository() / "runs")).as_posix()
 
 
 def make_portable(path: Path) -> Path:

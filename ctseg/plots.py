@@ -175,10 +175,12 @@ def plot_gains(rows: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def plot_forest(rows: Sequence[Mapping], effects: Sequence[Mapping] = ()) -> Figure:
-    """Each configuration's gain over the base with its interval, and small dots for the gains on each fold.
+def plot_forest(
+    rows: Sequence[Mapping], fold_gains: Sequence[Sequence], effects: Sequence[Mapping]
+) -> Figure:
+    """Each configuration's gain over the base with its interval, and a small dot for each fold or repeat.
 
-    Rows and effects are those of `compare.Comparison`; effects are drawn below, with hollow marks.
+    All are those of a `compare.Comparison`; effects are drawn below, with hollow marks.
     """
     names = [f"{row['name']}: {row['verdict']}" for row in rows]
     names += [f"{row['setting']} {row['value']} over {row['over']}: {row['verdict']}" for row in effects]
@@ -187,11 +189,11 @@ def plot_forest(rows: Sequence[Mapping], effects: Sequence[Mapping] = ()) -> Fig
         spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]
         fill = "tab:blue" if place < len(rows) else "white"
         axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color="tab:blue", mfc=fill, capsize=3)
-        folds = row.get("fold_gains", ())
-        axis.plot(folds, [place] * len(folds), ".", color="tab:orange", markersize=4)
+    for place, gains in enumerate(fold_gains):
+        axis.plot(gains, [place] * len(gains), ".", color="tab:orange", markersize=4)
     axis.axvline(0, color="gray", linewidth=1)
     axis.set(yticks=range(len(names)), yticklabels=names)
-    axis.set_xlabel("Dice gained over the base; simultaneous 95 % intervals, dots are folds")
+    axis.set_xlabel("Dice gained over the base; simultaneous 95 % intervals, dots are folds or repeats")
     axis.tick_params(axis="y", labelsize=8)
     axis.invert_yaxis()
     return figure

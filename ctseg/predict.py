@@ -1,7 +1,10 @@
 """Probabilities, the masks they make at the images' own size, and predictions kept for later decisions."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -160,17 +163,21 @@ def write_oof(
 
 
 def read_scores(path: Path) -> dict[str, float]:
-    """Each image's Dice by id, as `write_oof` kept it; ValueError if an earlier version wrote the file."""
-    with np.load(path) as stored:
+    """Each image's Dice by id, as `write_oof` kept it; ValueError if the file is damaged or an old one."""
+    with _open_oof(path) as stored:
         if "scores" not in stored:
-            raise ValueError(f"{path} has no scores, as of an earlier version; delete it, and run 03 again")
+            raise ValueError("it has no scores, as of an earlier version")
         return dict(zip(stored["image_ids"].tolist(), stored["scores"].tolist()))
 
 
-def _read_oof(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays that `write_oof` kept, by name."""
-    with np.load(path) as stored:
-        return dict(stored)
+@contextmanager
+def _open_oof(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays that `write_oof` kept, by name; ValueError if they cannot be read."""
+    try:
+        with np.load(path) as stored:
+            yield stored
+    except (EOFError, ValueError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"cannot read {path}: {error}; delete it, and run 03 again") from None
 
 
 class OutOfFold:
@@ -188,7 +195,10 @@ class OutOfFold:
 
     def __init__(self, paths: Sequence[Path], cases: Sequence[Case]):
         by_id = {case.image_id: case for case in cases}
-        files = [_read_oof(path) for path in paths]
+        files = []
+        for path in paths:
+            with _open_oof(path) as stored:
+                files.append(dict(stored))
         self.probabilities = np.concatenate([file["probabilities"] for file in files])
         self.cases = [by_id[str(image_id)] for file in files for image_id in file["image_ids"]]
         sizes = [(int(height), int(width)) for file in files for height, width in file["sizes"]]

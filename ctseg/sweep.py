@@ -12,7 +12,6 @@ import math
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import threading
@@ -32,21 +31,29 @@ import torch
 import yaml
 
 from ctseg.arguments import add_parameters, parse_arguments, read_arguments
-from ctseg.cluster import is_unwanted, open_cluster
-from ctseg.compare import Comparison, Configuration, compare, print_comparison, write_leaderboard
-from ctseg.config import Config, check_names, parse_value
+from ctseg.cluster import Place, find_place, is_task_canceled, open_cluster
+from ctseg.compare import (
+    Comparison,
+    Configuration,
+    compare,
+    format_gain,
+    print_comparison,
+    write_leaderboard,
+)
+from ctseg.config import NAMES, Config, check_names, parse_value
 from ctseg.data import find_cases
 from ctseg.device import find_device
 from ctseg.files import lock_folder, print_anywhere, read_last_line, write_text
-from ctseg.fingerprint import is_begun
+from ctseg.fingerprint import check_training_data, is_begun
 from ctseg.folds import queue_gpus
 from ctseg.paths import find_repository, find_run_dir
-from ctseg.predict import predict_probabilities
 from ctseg.runs import check_settings, make_config, make_network
 from ctseg.seeds import make_generator
 from ctseg.train import Learner
 
 _NOTEBOOK = "03_train"
+# A Dask worker has 1 in all of them, and PyTorch listens to MKL's first.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _OVERHEAD = 6  # seconds of a task apart from its training: to start a kernel, read images, predict
 _COMBINE = ("product", "one_at_a_time")
 _REFUSED = {  # and why
@@ -54,40 +61,10 @@ _REFUSED = {  # and why
     "run": "a sweep names its runs; name the sweep with SWEEP=",
     "predict_folder": "a sweep predicts no new images",
 }
-# Settings of what is made of trained weights: notebook 04 looks for the threshold without any training.
-_NOT_TRAINED = {"tta", "threshold"}
+# Without what is used after training only: notebook 04 chooses the threshold itself.
+_TRAINED = Config().settings().keys() - {"tta", "threshold"}
 # With some folds only, a list of these would compare configurations on different images.
-_DEALS_FOLDS = {"seed", "n_folds", "split", "group"}
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A run, or one fold of it, to be trained."""
-
-    run: str  # its name below runs/
-    parameters: Mapping[str, Any]
-    fold: int | None  # None: all
-    folds: Sequence[int]  # what it trains
-
-    def __str__(self) -> str:
-        return self.run if self.fold is None else f"{self.run}, fold {self.fold}"
-
-    @property
-    def notebook(self) -> Path:
-        """Where the executed notebook is, from the repository, once the task is finished."""
-        name = _NOTEBOOK if self.fold is None else f"{_NOTEBOOK}_fold{self.fold}"
-        return Path("runs") / self.run / f"{name}.ipynb"
-
-    def make_arguments(self, output: Path) -> list[str]:
-        """The arguments with which papermill executes it."""
-        given = {**self.parameters, "run": self.run} | ({} if self.fold is None else {"fold": self.fold})
-        pairs = [("-r" if isinstance(value, str) else "-p", key, str(value)) for key, value in given.items()]
-        return [f"notebooks/{_NOTEBOOK}.ipynb", str(output), *itertools.chain(*pairs)]
-
-    def is_finished(self, repository: Path) -> bool:
-        """Whether its notebook is there, and the out-of-fold predictions of its folds, written last."""
-        path = repository / self.notebook
-        return path.is_file() and all((path.parent / f"fold{k}" / "oof.npz").is_file() for k in self.folds)
+_ASSIGNS_FOLDS = {"seed", "n_folds", "split", "group"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,23 +78,63 @@ class Run:
 
     @property
     def configuration(self) -> str:
-        """What it is compared as: runs that differ in nothing but their seed are repeats."""
+        """The name of what it is compared as: runs that differ in nothing but their seed are repeats."""
         return make_name({name: value for name, value in self.values.items() if name != "seed"})
 
-    def list_tasks(self, folds: Sequence[int] | None) -> list[Task]:
-        """A task for each of the folds or, without them, one for all."""
-        parts = {fold: [fold] for fold in folds} if folds else {None: range(self.config.n_folds)}
-        return [Task(self.name, self.parameters, fold, list(trained)) for fold, trained in parts.items()]
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A run, or one fold of it, to be trained."""
+
+    run: Run
+    fold: int | None  # None: all
+
+    def __str__(self) -> str:
+        return self.run.name if self.fold is None else f"{self.run.name}, fold {self.fold}"
+
+    @property
+    def folds(self) -> Sequence[int]:
+        """The folds that it trains."""
+        return range(self.run.config.n_folds) if self.fold is None else [self.fold]
+
+    @property
+    def notebook(self) -> Path:
+        """Where the executed notebook is, from the repository, once the task is finished."""
+        name = _NOTEBOOK if self.fold is None else f"{_NOTEBOOK}_fold{self.fold}"
+        return Path("runs") / self.run.name / f"{name}.ipynb"
+
+    def make_arguments(self, output: Path) -> list[str]:
+        """The arguments with which papermill executes it."""
+        given = self.run.parameters | {"run": self.run.name}
+        given |= {} if self.fold is None else {"fold": self.fold}
+        pairs = [("-r" if isinstance(value, str) else "-p", key, str(value)) for key, value in given.items()]
+        return [f"notebooks/{_NOTEBOOK}.ipynb", str(output), *itertools.chain(*pairs)]
+
+    def is_finished(self, repository: Path) -> bool:
+        """Whether its notebook is there, and the out-of-fold predictions of its folds, written last."""
+        path = repository / self.notebook
+        return path.is_file() and all((path.parent / f"fold{k}" / "oof.npz").is_file() for k in self.folds)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a sweep, the base first; its folds, None for all; whether all combinations are runs."""
+    """A sweep: its name and its tasks, a run's folds after another, the base's first."""
 
     name: str
-    runs: Sequence[Run]
-    folds: Sequence[int] | None
-    is_product: bool
+    tasks: Sequence[Task]
+
+    @property
+    def base(self) -> Run:
+        """The run with which the others are compared."""
+        return self.tasks[0].run
+
+    @property
+    def configurations(self) -> dict[str, list[Task]]:
+        """The tasks of each configuration by its name."""
+        grouped: dict[str, list[Task]] = {}
+        for task in self.tasks:
+            grouped.setdefault(task.run.configuration, []).append(task)
+        return grouped
 
 
 def make_plan(name: str, grid: Mapping[str, Any], *, max_runs: int = 100) -> Plan:
@@ -134,18 +151,20 @@ def make_plan(name: str, grid: Mapping[str, Any], *, max_runs: int = 100) -> Pla
     folds = folds if folds is None or isinstance(folds, list) else [folds]
     swept = {key: value for key, value in grid.items() if isinstance(value, list)}
     _check_grid(grid, swept, combine, folds)
-    counts, is_product = [len(values) for values in swept.values()], combine == "product"
-    n_runs = math.prod(counts) if is_product else 1 + sum(counts) - len(counts)
+    others = [len(values) for name, values in swept.items() if name != "seed"]
+    n_runs = math.prod(others) if combine == "product" else 1 + sum(others) - len(others)
+    n_runs *= len(swept.get("seed", [0]))
     if n_runs > max_runs:
         raise ValueError(f"{n_runs} runs, more than {max_runs}; shorten the lists, or pass --runs {n_runs}")
     runs: dict[str, Run] = {}
-    for values in _combine(swept, is_product):
+    for values in _combine(swept, combine):
         config = make_config(**grid | values, fold=max(folds) if folds else None)
-        given = {key: getattr(config, key) for key in grid}  # as it is understood
-        own = {key: given[key] for key in swept}
+        # As they are understood, and with a preset, since other notebooks and kernels have other ones.
+        parameters = {key: getattr(config, key) for key in {"preset": None, **grid}}
+        own = {key: parameters[key] for key in NAMES if key in swept}  # in one order, whatever the file's is
         settings = json.dumps(config.settings(), sort_keys=True)
-        runs.setdefault(settings, Run(f"{name}/{make_name(own)}", given, own, config))
-    return Plan(name, list(runs.values()), folds, is_product)
+        runs.setdefault(settings, Run(f"{name}/{make_name(own)}", parameters, own, config))
+    return Plan(name, [Task(run, fold) for run in runs.values() for fold in dict.fromkeys(folds or [None])])
 
 
 def _check_grid(grid: Mapping[str, Any], swept: Mapping[str, list], combine: Any, folds: list | None) -> None:
@@ -158,22 +177,23 @@ def _check_grid(grid: Mapping[str, Any], swept: Mapping[str, list], combine: Any
     for name in grid.keys() & _REFUSED.keys():
         raise ValueError(f"{name} in a sweep: {_REFUSED[name]}")
     for name, values in swept.items():
-        if name in _NOT_TRAINED or name not in Config().settings():
+        if name not in _TRAINED:
             raise ValueError(f"a list of {name}: it does not change the training, there is nothing to sweep")
         if not values:
             raise ValueError(f"{name}: an empty list; expected values, or leave it out")
-        if folds and name in _DEALS_FOLDS:
-            raise ValueError(f"a list of {name} with fold {folds}: it deals the folds anew; train all folds")
+        if folds and name in _ASSIGNS_FOLDS:
+            raise ValueError(f"a list of {name} with fold {folds}: it assigns the folds; train all of them")
 
 
-def _combine(swept: Mapping[str, list], is_product: bool) -> Iterator[dict[str, Any]]:
-    """The values of each run; the base's, the first ones, come first."""
-    if is_product:
-        yield from (dict(zip(swept, values)) for values in itertools.product(*swept.values()))
-    else:
-        base = {name: values[0] for name, values in swept.items()}
-        yield base
-        yield from (base | {name: value} for name, values in swept.items() for value in values[1:])
+def _combine(swept: Mapping[str, list], combine: str) -> Iterator[dict[str, Any]]:
+    """The values of each run, the base's, the first ones, first; every seed repeats each of them."""
+    lists = {name: values for name, values in swept.items() if name != "seed"}
+    base = {name: values[0] for name, values in lists.items()}
+    product = (dict(zip(lists, values)) for values in itertools.product(*lists.values()))
+    alone = ({name: value} for name, values in lists.items() for value in values[1:])
+    for values in product if combine == "product" else ({}, *alone):
+        for seed in swept.get("seed", [None]):
+            yield base | values | ({} if seed is None else {"seed": seed})
 
 
 def make_name(values: Mapping[str, Any]) -> str:
@@ -190,16 +210,16 @@ def make_name(values: Mapping[str, Any]) -> str:
 def run_task(
     task: Task,
     repository: Path,
-    n_here: Mapping[str, int],
+    tasks_at: Mapping[Place, int],
     *,
-    is_stopped: Callable[[], bool] = is_unwanted,
+    is_canceled: Callable[[], bool] = is_task_canceled,
     gpus: SimpleQueue | None = None,
 ) -> str:
     """Train a task in a child process, unless it is finished; return "", or why it failed.
 
     Args:
-        n_here: how many tasks run at the same time on each host; they share its cores.
-        is_stopped: asked twice a second; by default, the cluster on whose worker this runs.
+        tasks_at: how many tasks run at the same time at each place and share its cores.
+        is_canceled: asked twice a second; by default, the cluster on whose worker this runs.
         gpus: those that are free, each for one task; None leaves the choice to the environment.
     """
     if task.is_finished(repository):
@@ -207,7 +227,10 @@ def run_task(
     final = repository / task.notebook
     final.parent.mkdir(parents=True, exist_ok=True)
     running, log = final.with_name(f"running_{final.name}"), final.with_suffix(".log")
-    environment = os.environ | {"OMP_NUM_THREADS": f"{_count_threads(n_here)}", "PYTHONPATH": str(repository)}
+    for fold in task.folds:  # of an earlier try
+        final.with_name(f"failed_fold{fold}.txt").unlink(missing_ok=True)
+    environment = os.environ | dict.fromkeys(_THREADS, str(_count_threads(tasks_at)))
+    environment |= {"PYTHONPATH": str(repository)}
     quiet = ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "/dev/stdout"]
     command = [sys.executable, "-m", "ctseg.child", str(os.getpid()), "papermill", *quiet]
     command += task.make_arguments(running.relative_to(repository))
@@ -217,7 +240,7 @@ def run_task(
             environment |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
             # In a session of its own, Ctrl-C reaches this process alone, which then kills it.
             options = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
-            status = _wait(subprocess.Popen(command, cwd=repository, env=environment, **options), is_stopped)
+            status = _wait(subprocess.Popen(command, cwd=repository, env=environment, **options), is_canceled)
     finally:
         if gpus:
             gpus.put(gpu)
@@ -226,23 +249,25 @@ def run_task(
     return "" if task.is_finished(repository) else _explain(status, log, task.folds)
 
 
-def _count_threads(n_here: Mapping[str, int]) -> int:
-    """The threads of a task on this host: its share of the cores; more would only wait for each other."""
-    return max(1, os.cpu_count() // n_here.get(socket.gethostname(), 1))
+def _count_threads(tasks_at: Mapping[Place, int]) -> int:
+    """The threads of a task here: its share of the cores; more would only wait for each other."""
+    place = find_place()
+    # A worker that joined later is not counted.
+    return max(1, len(place.cores) // tasks_at.get(place, max(tasks_at.values())))
 
 
-def _wait(child: subprocess.Popen, is_stopped: Callable[[], bool]) -> int:
-    """The exit status of a child, which is killed once it is not wanted any more."""
+def _wait(child: subprocess.Popen, is_canceled: Callable[[], bool]) -> int:
+    """The exit status of a child, which is killed once it is canceled."""
     while True:
         try:
             return child.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
-            if is_stopped():
+            if is_canceled():
                 child.kill()
 
 
 def _explain(status: int, log: Path, folds: Sequence[int]) -> str:
-    """Why a task failed, in a line."""
+    """Why a task failed, in one line."""
     for fold in folds:
         record = log.with_name(f"failed_fold{fold}.txt")
         if record.is_file():
@@ -252,25 +277,25 @@ def _explain(status: int, log: Path, folds: Sequence[int]) -> str:
 
 
 def run_sweep(plan: Plan, *, jobs: int | None = None, scheduler: str = "") -> Comparison:
-    """Train what of a sweep is not finished, and write `leaderboard.csv`, `.html`, `.png` and `best.yaml`.
+    """Train the unfinished runs of a sweep, and write `leaderboard.csv`, `.html`, `.png` and `best.yaml`.
 
     Args:
         jobs: runs at the same time on this machine; None for one on each GPU, or one.
         scheduler: a Dask scheduler's address, whose workers train instead, one task each.
 
     Raises:
-        ValueError: a run of this sweep has other settings, from a sweep with other fixed values.
+        ValueError: no jobs, or a run of this sweep has other settings, from a sweep with other fixed values.
         RuntimeError: the base failed, or the cluster cannot be used; what is finished stays.
         FolderBusy: the sweep is already running.
     """
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs: got {jobs}, expected 1 or more")
     repository, folder = find_repository(), find_run_dir(plan.name)
     with lock_folder(folder):
         _check_runs(plan)
-        tasks = [task for run in plan.runs for task in run.list_tasks(plan.folds)]
-        unfinished = [task for task in tasks if not task.is_finished(repository)]
-        print(
-            f"{plan.name}: {len(plan.runs)} runs, {len(unfinished)} of {len(tasks)} tasks to do", flush=True
-        )
+        unfinished = [task for task in plan.tasks if not task.is_finished(repository)]
+        n_runs, n_tasks = len({task.run.name for task in plan.tasks}), len(plan.tasks)
+        print(f"{plan.name}: {n_runs} runs, {len(unfinished)} of {n_tasks} tasks to do", flush=True)
         failures = _train(plan, unfinished, jobs, scheduler) if unfinished else {}
         comparison = _compare(plan, failures)
         write_leaderboard(folder, comparison)
@@ -280,33 +305,44 @@ def run_sweep(plan: Plan, *, jobs: int | None = None, scheduler: str = "") -> Co
 
 def _train(plan: Plan, tasks: Sequence[Task], jobs: int | None, scheduler: str) -> dict[Task, str]:
     """Train tasks in threads or on a cluster; return those that failed with why."""
-    data_root = Path(plan.runs[0].config.data_root)
-    parallel = (
-        open_cluster(scheduler, find_run_dir(plan.name), data_root) if scheduler else _open_threads(jobs)
-    )
-    with parallel as (submit, n_here):
-        threads = _count_threads(n_here)
+    folder, data_root = find_run_dir(plan.name), Path(plan.base.config.data_root)
+    parallel = open_cluster(scheduler, folder, data_root) if scheduler else _open_threads(jobs)
+    with parallel as (submit, tasks_at):
+        n, threads = sum(tasks_at.values()), _count_threads(tasks_at)
         for task in tasks:
             command = shlex.join(["papermill", *task.make_arguments(task.notebook)])
             print(f"OMP_NUM_THREADS={threads} {command}", flush=True)
-        n, minutes = sum(n_here.values()), _project_seconds(plan, tasks, threads) / 60
-        print(f"{n} at a time, about {minutes / n:.0f} minutes if steps take what one takes now", flush=True)
-        begin = partial(submit, run_task, repository=find_repository(), n_here=n_here)
-        return _run_tasks(tasks, begin, base=plan.runs[0].name)
+        try:
+            minutes = _project_seconds(tasks, threads) / 60 / n
+            projected = f"about {minutes:.0f} minutes by what a step takes here now"
+        except Exception as error:  # too little memory, perhaps; the run's own error will say more
+            projected = f"no time projected, since a step failed: {error}"
+        print(f"{n} at a time, {projected}", flush=True)
+        begin = partial(submit, run_task, repository=find_repository(), tasks_at=tasks_at)
+        return _run_tasks(tasks, begin, base=plan.base.configuration)
 
 
 def _check_runs(plan: Plan) -> None:
-    """Raise a ValueError if a run that is begun has other settings than this sweep's."""
-    folder = find_run_dir(plan.name)
+    """Raise a ValueError if a run that is begun has other settings or data than this sweep's."""
+    folder, base = find_run_dir(plan.name), plan.base
     if (folder / "config.json").is_file():
         raise ValueError(f"{folder} is a run; choose another name for the sweep")
-    for run in plan.runs:
-        if is_begun(find_run_dir(run.name)):
-            check_settings(replace(run.config, run=run.name), find_run_dir(run.name))
+    planned = {task.run.name: task.run.config for task in plan.tasks}
+    fixed = {name: value for name, value in base.parameters.items() if name not in base.values}
+    begun = [path for path in sorted(folder.glob("*/")) if is_begun(path)]
+    for path in begun:
+        name = f"{plan.name}/{path.name}"
+        check_settings(replace(planned.get(name) or make_config(**fixed, run=name), run=name), path)
+    for path in begun[:1]:  # `compare` finds whether the others have the same
+        check_training_data(path, find_cases(Path(base.config.data_root), "train", base.config))
 
 
 def _run_tasks(tasks: Sequence[Task], begin: Callable[[Task], Future], base: str) -> dict[Task, str]:
-    """Run all tasks; return those that failed with why. A failed base ends it at once with a RuntimeError."""
+    """Run all tasks; return those that failed with why.
+
+    Raises:
+        RuntimeError: at once, if a run of the base fails, or the scheduler is gone.
+    """
     started, failures = time.monotonic(), {}
     futures = {begin(task): task for task in tasks}
     for n_done, future in enumerate(as_completed(futures), start=1):
@@ -324,14 +360,14 @@ def _run_tasks(tasks: Sequence[Task], begin: Callable[[Task], Future], base: str
         print(f"{result} ({n_done} of {len(tasks)}, about {left:.0f} min left)", flush=True)
         if error:
             failures[task] = error
-        if error and task.run == base:
+        if error and task.run.configuration == base:
             raise RuntimeError(f"the base failed, with which all others are compared: {error}")
     return failures
 
 
 @contextmanager
-def _open_threads(jobs: int | None) -> Iterator[tuple[Callable[..., Future], dict[str, int]]]:
-    """A way to submit tasks to threads of this process, and how many run at a time on this host.
+def _open_threads(jobs: int | None) -> Iterator[tuple[Callable[..., Future], dict[Place, int]]]:
+    """A way to submit tasks to threads of this process, and how many run at the same time here.
 
     Tasks that still run when the block ends, as by Ctrl-C, are killed.
     """
@@ -340,84 +376,78 @@ def _open_threads(jobs: int | None) -> Iterator[tuple[Callable[..., Future], dic
     n = min(jobs or n_gpus, n_gpus) if gpus else jobs or 1
     with ThreadPoolExecutor(n) as pool:
         try:
-            yield partial(pool.submit, is_stopped=stop.is_set, gpus=gpus), {socket.gethostname(): n}
+            yield partial(pool.submit, is_canceled=stop.is_set, gpus=gpus), {find_place(): n}
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
 
 
-@cache
-def _time_step(config: Config, threads: int) -> tuple[float, float]:
-    """Seconds of a training step, and of predicting an image, on this machine as it is now."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    images = torch.zeros(config.batch_size, 3, config.target_size, config.target_size, dtype=torch.uint8)
-    learner = Learner(make_network(config), config, find_device())
-    step = partial(learner.step, images, images[:, :1], make_generator(0))
-    predict = partial(predict_probabilities, learner.model, images)
-    # The first time is slower.
-    seconds = [min(timeit.repeat(work, number=1)[1:]) for work in (step, predict)]
-    torch.set_num_threads(before)
-    return seconds[0], seconds[1] / len(images)
-
-
-def _project_seconds(plan: Plan, tasks: Sequence[Task], threads: int) -> float:
+def _project_seconds(tasks: Sequence[Task], threads: int) -> float:
     """About how long the tasks take on this machine, one after the other."""
-    configs, base = {run.name: run.config for run in plan.runs}, plan.runs[0].config
-    n_cases, total = len(find_cases(Path(base.data_root), "train", base)), 0.0
+    first, total = tasks[0].run.config, 0.0
+    n_cases = len(find_cases(Path(first.data_root), "train", first))
     # Only what a step's time depends on, so that equal ones are timed once.
     sizes = ("encoder", "width", "depth", "target_size", "batch_size", "weight_channels_by_contrast")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     for task in tasks:
-        config = configs[task.run]
-        step, image = _time_step(Config(**{name: getattr(config, name) for name in sizes}), threads)
+        config = task.run.config
+        step = _time_step(Config(**{name: getattr(config, name) for name in sizes}))
         n_validated = n_cases / (10 if config.n_folds == 1 else config.n_folds)
-        epoch = (n_cases - n_validated) / config.batch_size * step + n_validated * image
-        total += _OVERHEAD + len(task.folds) * config.epochs * epoch
+        # To predict takes about a third of a step, which goes through the network forward and back.
+        n_steps = (n_cases - n_validated * 2 / 3) / config.batch_size
+        total += _OVERHEAD + len(task.folds) * config.epochs * n_steps * step
+    torch.set_num_threads(before)
+    torch.cuda.empty_cache()
     return total
 
 
+@cache
+def _time_step(config: Config) -> float:
+    """Seconds of a training step on this machine as it is now, but of the first one, which is slower."""
+    images = torch.zeros(config.batch_size, 3, config.target_size, config.target_size, dtype=torch.uint8)
+    learner = Learner(make_network(config), config, find_device())
+    step = partial(learner.step, images, images[:, :1], make_generator(0))
+    return min(timeit.repeat(step, number=1, repeat=3)[1:])
+
+
 def _compare(plan: Plan, failures: Mapping[Task, str]) -> Comparison:
-    """Compare the runs that did not fail; the notes list the others."""
-    failed, paths, values = {task.run for task in failures}, {}, {}
-    for run in plan.runs:
-        if run.name not in failed:
-            paths.setdefault(run.configuration, []).append(find_run_dir(run.name))
-            values[run.configuration] = {name: value for name, value in run.values.items() if name != "seed"}
-    configurations = [Configuration(name, paths[name], values[name]) for name in paths]
-    comparison = compare(configurations, is_product=plan.is_product and not failures)
+    """Compare the configurations of which no run failed; the notes list the others."""
+    complete = []
+    for name, tasks in plan.configurations.items():
+        if not failures.keys() & set(tasks):
+            fold_dirs = [find_run_dir(task.run.name) / f"fold{k}" for task in tasks for k in task.folds]
+            values = {key: value for key, value in tasks[0].run.values.items() if key != "seed"}
+            complete.append(Configuration(name, fold_dirs, values))
+    comparison = compare(complete)
     comparison.notes.extend(f"failed: {task}: {error}" for task, error in failures.items())
     return comparison
 
 
 def _make_best(plan: Plan, comparison: Comparison) -> str:
     """The parameters of the best configuration if it is better than the base, else the base's, with why."""
-    best = comparison.rows[0]
-    base = next(row for row in comparison.rows if row["verdict"] == "base")
-    chosen = best if best["verdict"] == "better" else base
-    interval = f"gain {best['gain']:+.4f} [{best['gain_low']:+.4f}, {best['gain_high']:+.4f}]"
-    if best is base:
-        why = f"the base, which none of {len(comparison.rows) - 1} others surpassed"
-    elif chosen is best:
-        why = f"the best of {len(comparison.rows)}, {interval} over the base {base['name']}"
-    else:
-        why = f"the base, since the best, {best['name']}, is {best['verdict']}: {interval}"
-    run = next(run for run in plan.runs if run.configuration == chosen["name"])
-    repeated = {"seed"} & run.values.keys()
-    values = {name: value for name, value in run.parameters.items() if name not in repeated}
+    best, base, n = comparison.rows[0], plan.base.configuration, len(comparison.rows)
+    found = f"{best['name']} is the best of {n}, {format_gain(best)} over the base, {base}"
+    is_better = best["verdict"] == "better"
+    why = found if is_better else f"the base, of {n}; no gain over it is certain: {found}"
+    run = plan.configurations[best["name"] if is_better else base][0].run
+    values = {key: run.parameters[key] for key in run.parameters if key != "seed" or key not in run.values}
     return f"# {plan.name}: {why}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def read_grid(given: argparse.Namespace) -> dict[str, Any]:
     """The grid of a command line: a file's, and values over it; commas separate the values of a list."""
-    may_be_lists = {"fold", *Config().settings()} - {"group"}
-    lists = [(name, value) for name, value in given.p if "," in value and name in may_be_lists]
-    given.p = [pair for pair in given.p if pair not in lists]
+    may_be_lists, last = {"fold", *_TRAINED, "tta", "threshold"} - {"group"}, dict(given.p)
+    lists = {name: value for name, value in last.items() if "," in value and name in may_be_lists}
+    given.p = [(name, value) for name, value in last.items() if name not in lists]
     grid = read_arguments(given, also=["combine"])
-    return grid | {name: [parse_value(part) for part in value.split(",")] for name, value in lists}
+    return grid | {
+        name: [parse_value(item) for item in text.strip("[]").split(",")] for name, text in lists.items()
+    }
 
 
 def main() -> None:
-    """Do the sweep that the command line says; exit with status 1 if a run failed."""
+    """Do the sweep that the command line says; exit with status 1 unless all configurations are compared."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -439,7 +469,7 @@ def main() -> None:
         sys.exit("sweep: stopped; the same command goes on with what is not finished")
     print_comparison(comparison)
     print(find_run_dir(name) / "leaderboard.html")
-    sys.exit(1 if any(note.startswith("failed: ") for note in comparison.notes) else 0)
+    sys.exit(0 if len(comparison.rows) == len(plan.configurations) else 1)
 
 
 if __name__ == "__main__":

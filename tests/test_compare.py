@@ -17,6 +17,7 @@ from ctseg.compare import (
     print_comparison,
     write_leaderboard,
 )
+from ctseg.folds import find_folds
 
 IDS = [f"case_{index:02}" for index in range(60)]
 
@@ -31,7 +32,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def write_run(root, name, dice, n_folds=2, seconds=60.0, mask="m", folds=None):
-    """A finished run of these scores {image_id: Dice}, dealt to its folds in turn."""
+    """A finished run of these scores {image_id: Dice}, assigned to its folds in turn."""
     run_dir = root / "runs" / name
     for fold in folds or range(n_folds):
         fold_dir = run_dir / f"fold{fold}"
@@ -76,7 +77,8 @@ def test_a_run_that_is_better_by_two_hundredths_is_found(repository):
     assert better["gain_low"] < better["gain"] < better["gain_high"] and better["images"] == len(IDS)
     assert [row["tied_with_best"] for row in comparison.rows] == [True, False, False]
     assert better["minutes"] == 2 and better["folds"] == 2 and better["path"] == "runs/better"
-    assert len(better["fold_gains"]) == 2 and np.mean(better["fold_gains"]) == pytest.approx(better["gain"])
+    gains = comparison.fold_gains[0]
+    assert len(gains) == 2 and np.mean(gains) == pytest.approx(better["gain"])
 
 
 def test_images_are_paired_by_their_ids(repository):
@@ -101,7 +103,7 @@ def test_runs_on_other_images_are_left_out_and_on_other_masks_refused(repository
     dice = draw()
     write_run(repository, "a", dice)
     write_run(repository, "half", dice, folds=[1])
-    entries = [Configuration(name, [repository / "runs" / name]) for name in ("a", "half")]
+    entries = [Configuration(name, find_folds(repository / "runs" / name)) for name in ("a", "half")]
     comparison = compare(entries)
     assert [row["name"] for row in comparison.rows] == ["a"]
     assert comparison.notes[0] == "left out: half, which was scored on 30 images that are not the 60 of a"
@@ -124,12 +126,18 @@ def test_too_few_images_get_no_verdict(repository):
 
 def test_repeats_are_one_configuration_by_the_mean_of_each_image(repository):
     first, second = draw(1), draw(2)
-    paths = [write_run(repository, name, dice) for name, dice in (("a", first), ("b", second))]
+    paths = [
+        path
+        for name, dice in (("a", first), ("b", second))
+        for path in find_folds(write_run(repository, name, dice))
+    ]
     mean = {image_id: (first[image_id] + second[image_id]) / 2 for image_id in IDS}
-    base = write_run(repository, "mean", mean)
-    rows = compare([Configuration("mean", [base]), Configuration("repeats", paths)]).rows
+    base = find_folds(write_run(repository, "mean", mean))
+    comparison = compare([Configuration("mean", base), Configuration("repeats", paths)])
+    rows = comparison.rows
     assert rows[1]["gain"] == pytest.approx(0, abs=1e-12) and rows[1]["rank"] == 1
     assert rows[1]["folds"] == 4 and rows[1]["minutes"] == 4
+    assert not any("a list of seeds would show it" in note for note in comparison.notes)
 
 
 def test_of_a_product_each_values_effect_is_its_gain_with_the_others_averaged(repository):
@@ -138,18 +146,18 @@ def test_of_a_product_each_values_effect_is_its_gain_with_the_others_averaged(re
     for (size, n), gain in gains.items():
         run = {image_id: value * 0.8 + gain for image_id, value in dice.items()}
         path = write_run(repository, f"{size}{n}", run)
-        entries.append(Configuration(f"{size}{n}", [path], {"size": size, "n": n}))
-    effects = compare(entries, is_product=True).effects
+        entries.append(Configuration(f"{size}{n}", find_folds(path), {"size": size, "n": n}))
+    effects = compare(entries).effects
     found = [(row["setting"], row["value"], row["over"], round(row["gain"], 9)) for row in effects]
     assert found == [("size", "l", "s", 0.02), ("n", 2, 1, 0.04)]
-    assert {row["verdict"] for row in effects} == {"better"} and compare(entries).effects == []
+    assert {row["verdict"] for row in effects} == {"better"} and compare(entries[:3]).effects == []
 
 
 def test_the_leaderboard_is_written_as_table_page_and_picture(repository, capsys):
     write_run(repository, "base", draw())
     write_run(repository, "other", draw(1, gain=0.03))
-    entries = [Configuration(name, [repository / "runs" / name], {"lr": 0.1}) for name in ("base", "other")]
-    comparison = compare(entries)
+    folders = {name: find_folds(repository / "runs" / name) for name in ("base", "other")}
+    comparison = compare([Configuration(name, paths, {"lr": 0.1}) for name, paths in folders.items()])
     write_leaderboard(repository, comparison)
     with open(repository / "leaderboard.csv") as file:
         rows = list(csv.DictReader(file))

@@ -53,7 +53,7 @@ IMPORTS = {
     "child": set(),
     "cluster": {"files"},
     "sweep": {"arguments", "cluster", "compare", "config", "data", "device", "files", "fingerprint"}
-    | {"folds", "paths", "predict", "runs", "seeds", "train"},
+    | {"folds", "paths", "runs", "seeds", "train"},
 }
 KERNEL_IMPORTS = {
     "build": {"arguments", "config", "contest", "files", "model"},

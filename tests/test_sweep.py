@@ -9,18 +9,24 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import REPOSITORY
+from PIL import Image
 
+from ctseg.cluster import find_place
 from ctseg.files import FolderBusy, lock_folder
-from ctseg.sweep import make_name, make_plan, run_sweep
+from ctseg.sweep import make_name, make_plan, run_sweep, run_task
 
 SMALL = {"epochs": 1, "target_size": 32, "width": 2, "depth": 2, "n_folds": 2}
 LISTS = {"lr": [0.001, 0.002], "batch_size": [4, 8]}
+FINISHED = SimpleNamespace(wait=lambda timeout: 1)  # a process that failed
 
 
 @pytest.fixture(scope="module")
@@ -96,40 +102,35 @@ def can_lock(folder):
 
 def list_names(plan):
     """The names of a plan's runs in the sweep's folder."""
-    return [run.name.removeprefix(f"{plan.name}/") for run in plan.runs]
-
-
-def list_tasks(plan):
-    """All tasks of a plan."""
-    return [task for run in plan.runs for task in run.list_tasks(plan.folds)]
+    return list(dict.fromkeys(task.run.name.removeprefix(f"{plan.name}/") for task in plan.tasks))
 
 
 def test_all_combinations_or_each_value_alone_are_runs_the_base_first(grid):
     plan = make_plan("s", grid)
-    names = [f"lr={lr},batch_size={size}" for lr in (0.001, 0.002) for size in (4, 8)]
-    assert list_names(plan) == names and plan.is_product
+    names = [f"batch_size={size},lr={lr}" for lr in (0.001, 0.002) for size in (4, 8)]
+    assert list_names(plan) == names
     plan = make_plan("s", grid | {"combine": "one_at_a_time"})
-    assert list_names(plan) == [names[0], names[2], names[1]] and not plan.is_product
+    assert list_names(plan) == [names[0], names[2], names[1]]
 
 
 def test_a_runs_command_is_what_a_person_would_type(grid):
-    tasks = list_tasks(make_plan("s", grid | {"fold": [0, 1], "tta": "none"}))
+    tasks = make_plan("s", grid | {"fold": [0, 1], "tta": "none"}).tasks
     assert [task.fold for task in tasks] == [0, 1] * 4
     notebook, output, *arguments = tasks[1].make_arguments(tasks[1].notebook)
-    name = "s/lr=0.001,batch_size=4"
+    name = "s/batch_size=4,lr=0.001"
     assert (notebook, output) == ("notebooks/03_train.ipynb", f"runs/{name}/03_train_fold1.ipynb")
     assert " ".join(arguments).endswith(f"-p lr 0.001 -p batch_size 4 -r tta none -r run {name} -p fold 1")
-    (task, *_) = list_tasks(make_plan("s", grid))
-    assert task.notebook.name == "03_train.ipynb" and task.folds == [0, 1] and str(task) == name
+    task = make_plan("s", grid).tasks[0]
+    assert task.notebook.name == "03_train.ipynb" and list(task.folds) == [0, 1] and str(task) == name
 
 
 def test_values_are_understood_as_training_does_and_equal_ones_count_once(grid):
     grid |= {"lr": ["1e-3", 0.001, "5e-05"], "batch_size": [4], "weight_channels_by_contrast": "yes"}
     plan = make_plan("s", grid)
-    assert list_names(plan) == ["lr=0.001,batch_size=4", "lr=5e-05,batch_size=4"]
-    assert plan.runs[0].parameters["weight_channels_by_contrast"] is True
+    assert list_names(plan) == ["batch_size=4,lr=0.001", "batch_size=4,lr=5e-05"]
+    assert plan.base.parameters["weight_channels_by_contrast"] is True
     grid |= {"lr": [1, 1.0], "tta": False}
-    assert [run.config.tta for run in make_plan("s", grid).runs] == ["none"]
+    assert [task.run.config.tta for task in make_plan("s", grid).tasks] == ["none"]
     assert list_names(make_plan("s", {**SMALL, "data_root": grid["data_root"]})) == ["base"]
 
 
@@ -151,7 +152,7 @@ def test_values_are_understood_as_training_does_and_equal_ones_count_once(grid):
         ({"fold": [0, 2]}, "fold 2 with n_folds 2"),
         ({"fold": []}, "fold: got .., expected numbers from 0"),
         ({"fold": [0, "a"]}, "fold: got"),
-        ({"fold": 0, "seed": [1, 2]}, "a list of seed with fold .0.: it deals the folds anew"),
+        ({"fold": 0, "seed": [1, 2]}, "a list of seed with fold .0.: it assigns the folds"),
         ({"encoder": ["resnet18", "resnet35"]}, "unknown encoder 'resnet35'"),
         ({"data_root": "nowhere"}, "nowhere"),
         ({"lr": [index * 1e-6 for index in range(1, 101)]}, "200 runs, more than 100; .*--runs 200"),
@@ -165,7 +166,7 @@ def test_what_cannot_be_swept_is_refused_before_anything_starts(grid, changes, m
 
 def test_more_runs_are_possible_if_asked_for(grid):
     grid["lr"] = [index * 1e-5 for index in range(1, 52)]
-    assert len(make_plan("s", grid, max_runs=102).runs) == 102
+    assert len(make_plan("s", grid, max_runs=102).tasks) == 102
 
 
 @pytest.mark.parametrize(
@@ -188,8 +189,14 @@ def test_names_that_are_made_plain_or_short_stay_different():
 
 def test_a_list_of_seeds_means_repeats(grid):
     plan = make_plan("s", {**grid, "batch_size": 4, "seed": [1, 2, 3]})
-    assert len(plan.runs) == 6
-    assert [run.configuration for run in plan.runs] == ["lr=0.001"] * 3 + ["lr=0.002"] * 3
+    assert [task.run.configuration for task in plan.tasks] == ["lr=0.001"] * 3 + ["lr=0.002"] * 3
+    assert [task.run.config.seed for task in plan.tasks] == [1, 2, 3] * 2
+    plan = make_plan("s", {**grid, "seed": [1, 2], "combine": "one_at_a_time"})
+    assert {name: len(tasks) for name, tasks in plan.configurations.items()} == {
+        "batch_size=4,lr=0.001": 2,
+        "batch_size=4,lr=0.002": 2,
+        "batch_size=8,lr=0.001": 2,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -209,19 +216,20 @@ def test_a_sweep_ends_with_its_table_picture_and_best_parameters(done):
     assert all((folder / f"leaderboard.{kind}").stat().st_size for kind in ("html", "png"))
     best = (folder / "best.yaml").read_text()
     assert best.startswith("# threads: the base, ") and yaml.safe_load(best)["lr"] == 0.001
+    assert yaml.safe_load(best)["preset"] == "quick"  # as is trained without one; a kernel's is another
     assert printed.startswith("threads: 4 runs, 4 of 4 tasks to do\n") and "\n2 at a time, about " in printed
-    assert printed.count("\nfinished: threads/lr=") == 4
+    assert printed.count("\nfinished: threads/") == 4
     assert "24 images are too few for a verdict" in printed
-    run = folder / "lr=0.001,batch_size=4"
+    run = folder / "batch_size=4,lr=0.001"
     assert (run / "03_train.ipynb").is_file() and "fold1 epoch 1/1" in (run / "03_train.log").read_text()
 
 
 def test_a_printed_command_gives_the_same_weights_by_hand(done, workplace):
     folder, printed = done
-    name = "lr=0.002,batch_size=8"
+    name = "batch_size=8,lr=0.002"
     command = f"papermill notebooks/03_train.ipynb runs/threads/{name}/"
     (line,) = (line for line in printed.splitlines() if command in line)
-    threads, *words = line.replace("threads/lr", "by_hand/lr").split()
+    threads, *words = line.replace("threads/batch", "by_hand/batch").split()
     assert threads == f"OMP_NUM_THREADS={max(1, os.cpu_count() // 2)}"
     (workplace / "runs" / "by_hand" / name).mkdir(parents=True)
     environment = os.environ | {"PYTHONPATH": str(workplace), "OMP_NUM_THREADS": threads.rpartition("=")[2]}
@@ -238,8 +246,8 @@ def test_a_printed_command_gives_the_same_weights_by_hand(done, workplace):
 def test_again_only_what_is_unfinished_is_run(done, workplace, grid):
     folder, _ = done
     rows = read_leaderboard(folder)
-    (folder / "lr=0.002,batch_size=8" / "fold1" / "oof.npz").unlink()
-    (folder / "lr=0.002,batch_size=4" / "03_train.ipynb").unlink()
+    (folder / "batch_size=8,lr=0.002" / "fold1" / "oof.npz").unlink()
+    (folder / "batch_size=4,lr=0.002" / "03_train.ipynb").unlink()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")}
     status, printed = sweep(workplace, grid, "threads", "--jobs", 2)
     assert status == 0 and "2 of 4 tasks to do" in printed and printed.count("\nfinished: ") == 2, printed
@@ -253,24 +261,142 @@ def test_longer_lists_continue_a_sweep_and_other_fixed_values_are_refused(done, 
     monkeypatch.setattr("ctseg.sweep.run_task", lambda task, **_: "")  # nothing is trained
     threads = torch.get_num_threads()
     for changes, message in [
-        ({"epochs": 2}, "batch_size=4 holds a run with other settings .epochs: got 2, stored 1"),
+        ({"epochs": 2}, "lr=0.001 holds a run with other settings .epochs: got 2, stored 1"),
         ({"width": 4}, "width: got 4, stored 2"),
     ]:
         with pytest.raises(ValueError, match=message):
             run_sweep(make_plan("threads", grid | changes))
     longer = make_plan("threads", grid | {"lr": [0.001, 0.002, 0.003]})
-    with pytest.raises(FileNotFoundError, match="no trained fold in .*threads/lr=0.003,batch_size=4"):
+    with pytest.raises(FileNotFoundError, match="threads/batch_size=4,lr=0.003/fold0/oof.npz"):
         run_sweep(longer)  # the new ones were begun, the others were finished
+    other = grid | {"epochs": 2, "depth": [2, 3]}  # whose runs all have new names
+    with pytest.raises(ValueError, match="batch_size=4,lr=0.001 holds a run with other settings .epochs"):
+        run_sweep(make_plan("threads", other))
     assert torch.get_num_threads() == threads  # only borrowed, to time a step
-    shutil.copytree(done[0] / "lr=0.001,batch_size=4", workplace / "runs" / "a_run")
+    shutil.copytree(done[0] / "batch_size=4,lr=0.001", workplace / "runs" / "a_run")
     with pytest.raises(ValueError, match="a_run is a run; choose another name for the sweep"):
         run_sweep(make_plan("a_run", grid))
+
+
+def test_changed_masks_are_found_before_anything_is_trained(done, workplace, grid, tmp_path, monkeypatch):
+    monkeypatch.setattr("ctseg.sweep.run_task", lambda task, **_: pytest.fail("trained"))
+    shutil.copytree(grid["data_root"], tmp_path / "changed")
+    mask = min((tmp_path / "changed" / "Train" / "Mask").iterdir())
+    Image.fromarray(255 - np.asarray(Image.open(mask))).save(mask)
+    changed = grid | {"data_root": str(tmp_path / "changed"), "lr": [0.001, 0.002, 0.003]}
+    with pytest.raises(ValueError, match=f"was trained on other data: '{mask.stem}' has another mask"):
+        run_sweep(make_plan("threads", changed))
+
+
+def test_only_the_folds_that_are_asked_for_count(done, grid, monkeypatch):
+    monkeypatch.setattr("ctseg.sweep.Task.is_finished", lambda *_: True)
+    assert {row["folds"] for row in run_sweep(make_plan("threads", grid | {"fold": [0]})).rows} == {1}
+    assert {row["folds"] for row in run_sweep(make_plan("threads", grid)).rows} == {2}
+
+
+def test_a_configuration_of_which_a_repeat_failed_is_not_compared(workplace, grid, monkeypatch):
+    grid |= {"batch_size": 4, "seed": [1, 2]}
+    monkeypatch.setattr("ctseg.sweep.run_task", partial(pretend, "seed=2,lr=0.002"))
+    comparison = run_sweep(make_plan("repeats", grid))
+    assert [row["name"] for row in comparison.rows] == ["lr=0.001"] and comparison.rows[0]["folds"] == 4
+    assert comparison.notes[-1] == "failed: repeats/seed=2,lr=0.002: for a reason"
+    monkeypatch.setattr("ctseg.sweep.run_task", partial(pretend, "seed=2,lr=0.001"))
+    with pytest.raises(RuntimeError, match="the base failed, .*: for a reason"):
+        run_sweep(make_plan("repeats", grid))
+
+
+def pretend(failing, task, **_):
+    """In place of training: the same Dice for all images, or "for a reason" of the run `failing`."""
+    if task.run.name.endswith(failing):
+        return "for a reason"
+    for fold in task.folds:
+        fold_dir = task.notebook.parent / f"fold{fold}"
+        fold_dir.mkdir(parents=True, exist_ok=True)
+        np.savez(fold_dir / "oof.npz", image_ids=[f"{fold}a", f"{fold}b"], scores=[0.5, 0.5])
+        (fold_dir / "history.csv").write_text("epoch,seconds\n1,60\n")
+    return ""
+
+
+def test_a_step_that_fails_stops_nothing(workplace, grid, monkeypatch, capsys):
+    monkeypatch.setattr("ctseg.sweep.run_task", partial(pretend, "-"))
+    monkeypatch.setattr("ctseg.sweep._time_step", lambda _: [][0])
+    assert len(run_sweep(make_plan("untimed", grid)).rows) == 4
+    assert "1 at a time, no time projected, since a step failed: list index" in capsys.readouterr().out
+
+
+def test_a_failures_reason_is_not_an_earlier_trys(workplace, grid):
+    task = make_plan("killed", grid).tasks[0]
+    record = workplace / task.notebook.parent / "failed_fold1.txt"
+    record.parent.mkdir(parents=True)
+    record.write_text("Traceback\nMemoryError: of yesterday\n")
+    why = run_task(task, workplace, {find_place(): 1}, is_canceled=lambda: True)
+    assert why == f"killed (see {workplace / task.notebook.with_suffix('.log')})" and not record.exists()
+
+
+def test_the_kits_threads_count_and_not_those_of_a_worker(workplace, grid, monkeypatch):
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")
+    started = []
+    monkeypatch.setattr("subprocess.Popen", lambda *_, env, **__: started.append(env) or FINISHED)
+    place = find_place()
+    for tasks_at, threads in [({place: 1}, len(place.cores)), ({place: 99}, 1), ({("other", 1): 99}, 1)]:
+        run_task(make_plan("threads_of", grid).tasks[0], workplace, tasks_at, is_canceled=bool)
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        assert {started[-1][name] for name in names} == {str(threads)}
+
+
+@pytest.mark.kill
+def test_a_kernel_that_is_killed_is_a_failed_run_that_goes_on_next_time(workplace, grid):
+    grid |= {"lr": 0.001, "batch_size": 4, "epochs": 40}
+    process = start(workplace, grid, "kernel")
+    folder = workplace / "runs" / "kernel"
+    wait(lambda: list(folder.glob("*/fold0/last.pth")), 60, "no run began")
+    kernels = subprocess.check_output(["pgrep", "-f", "ipykernel_launcher"], text=True).split()
+    (kernel,) = {int(pid) for pid in kernels} & set(list_children(workplace))
+    os.kill(kernel, signal.SIGKILL)
+    printed = process.communicate()[0]
+    assert process.returncode == 1
+    assert "the base failed, with which all others are compared: its kernel was killed" in printed
+    epochs = torch.load(next(folder.glob("*/fold0/last.pth")), weights_only=True)["history"]
+    status, printed = sweep(workplace, grid, "kernel")
+    assert status == 0 and f"fold0 epoch {len(epochs)}/" not in (folder / "base" / "03_train.log").read_text()
+
+
+@pytest.mark.kill
+def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_was_not(done, workplace, grid):
+    folder, kills = workplace / "runs" / "killed_often", 0
+    finished = {}
+    for seconds in (6, 9, 13, 18, 24, 31, 60, 60):
+        process = start(workplace, grid, folder.name, "--jobs", 2)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=seconds)
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+        wait(lambda: not list_children(workplace), 5, f"processes are left: {list_children(workplace)}")
+        for path, when in finished.items():
+            assert path.stat().st_mtime_ns == when, path  # what is finished is not touched
+        notebooks = list(folder.glob("*/03_train.ipynb"))
+        finished = {
+            path: path.stat().st_mtime_ns
+            for done in notebooks
+            for path in done.parent.rglob("*.*")
+            if path.is_file() and path.suffix != ".log"
+        }
+    assert kills >= 2 and process.returncode == 0
+    assert read_leaderboard(folder) == read_leaderboard(done[0])
 
 
 def test_a_sweep_has_one_writer(done, workplace, grid):
     with lock_folder(done[0]):
         status, printed = sweep(workplace, grid, "threads")
     assert status == 1 and "threads is being written by another process" in printed
+
+
+def test_no_jobs_are_refused(grid):
+    with pytest.raises(ValueError, match="jobs: got 0, expected 1 or more"):
+        run_sweep(make_plan("s", grid), jobs=0)
+    assert not Path("runs").exists() or not list(Path("runs").glob("s*"))
 
 
 def test_a_run_that_fails_is_listed_and_stops_nothing_but_a_base_does(workplace, grid):
@@ -365,7 +491,7 @@ def test_what_is_wrong_with_workers_is_said_before_the_first_run(cluster, workpl
     wait_for_workers(address, 1)
     status, printed = sweep(workplace, grid, "wrong", "--scheduler", address)
     assert status == 1 and f"the cluster cannot do this sweep: {address[:15]}" in printed
-    assert "2 threads; start it with --nthreads 1" in printed and " as here" in printed
+    assert "2 threads; start it with --nthreads 1" in printed and " as in the sweep" in printed
     assert not list((workplace / "runs" / "wrong").glob("*/fold*"))
     status, printed = sweep(workplace, grid, "wrong", "--scheduler", "tcp://127.0.0.1:9")
     assert status == 1 and "no Dask scheduler at tcp://127.0.0.1:9" in printed.splitlines()[-1]
