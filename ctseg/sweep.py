@@ -427,9 +427,11 @@ def _compare(plan: Plan, failures: Mapping[Task, str]) -> Comparison:
 def _make_best(plan: Plan, comparison: Comparison) -> str:
     """The parameters of the best configuration if it is better than the base, else the base's, with why."""
     best, base, n = comparison.rows[0], plan.base.configuration, len(comparison.rows)
-    found = f"{best['name']} is the best of {n}, {format_gain(best)} over the base, {base}"
-    is_better = best["verdict"] == "better"
-    why = found if is_better else f"the base, of {n}; no gain over it is certain: {found}"
+    found, is_better = f"the best of {n}, {best['name']}", best["verdict"] == "better"
+    if is_better or best["name"] == base:
+        why = f"{found}: {format_gain(best)} over the base"
+    else:
+        why = f"the base, since no gain over it is certain; {found}: {format_gain(best)}"
     run = plan.configurations[best["name"] if is_better else base][0].run
     values = {key: run.parameters[key] for key in run.parameters if key != "seed" or key not in run.values}
     return f"# {plan.name}: {why}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
