@@ -190,7 +190,7 @@ def plot_forest(
         fill = "tab:blue" if place < len(rows) else "white"
         axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color="tab:blue", mfc=fill, capsize=3)
     for place, gains in enumerate(fold_gains):
-        axis.plot(gains, [place] * len(gains), ".", color="tab:orange", markersize=4)
+        axis.plot(gains, [place] * len(gains), ".", color="tab:orange", markersize=4, zorder=3)
     axis.axvline(0, color="gray", linewidth=1)
     axis.set(yticks=range(len(names)), yticklabels=names)
     axis.set_xlabel("Dice gained over the base; simultaneous 95 % intervals, dots are folds or repeats")
