@@ -54,7 +54,7 @@ from ctseg.train import Learner
 _NOTEBOOK = "03_train"
 # A Dask worker has 1 in all of them, and PyTorch listens to MKL's first.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_OVERHEAD = 6  # seconds of a task apart from its training: to start a kernel, read images, predict
+_OVERHEAD = 5  # seconds that a run takes longer than its training alone, on two cores
 _COMBINE = ("product", "one_at_a_time")
 _REFUSED = {  # and why
     "budget_minutes": "runs next to each other would get fewer steps in the same minutes; set epochs",
