@@ -652,10 +652,10 @@ FAULTS = [
         "if not failures.keys() & {tasks[0]}:",
     ),
     (
-        "seeds for the base alone",
+        "seeds that repeat nothing",
         "sweep",
-        'for name, values in swept.items() if name != "seed"}\n    base',
-        "for name, values in swept.items()}\n    base",
+        'for seed in swept.get("seed", [None]):',
+        'for seed in swept.get("seed", [None])[:1]:',
     ),
     ("a worker's threads before the kit's", "sweep", '"MKL_NUM_THREADS", ', ""),
     ("an earlier try's reason", "sweep", ".unlink(missing_ok=True)", ".exists()"),
