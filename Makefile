@@ -41,7 +41,7 @@ run: setup ## all notebooks on DATA (or the phantom) into runs/RUN; PRESET=quick
 	$(PYTHON) -m ctseg.report "runs/$(RUN)"
 
 sweep: setup ## a run for each combination of the lists in GRID=grid.yaml, ranked; SWEEP= JOBS= SCHEDULER= or ARGS="-p lr 1e-3,5e-4"
-	$(PYTHON) -m ctseg.sweep $(if $(GRID),"$(GRID)") $(if $(DATA),-r data_root "$(DATA)") $(if $(SWEEP),--sweep "$(SWEEP)") \
+	@$(PYTHON) -m ctseg.sweep $(if $(GRID),"$(GRID)") $(if $(DATA),-r data_root "$(DATA)") $(if $(SWEEP),--sweep "$(SWEEP)") \
 	    $(if $(JOBS),--jobs $(JOBS)) $(if $(SCHEDULER),--scheduler "$(SCHEDULER)") $(ARGS)
 
 check: setup ## what is wrong with DATA, and what to do about it; ARGS as for run

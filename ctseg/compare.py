@@ -265,7 +265,8 @@ def _find_effects(
         for value, (gain, low, high) in list(zip(values, gains.tolist()))[1:]:
             verdict = find_verdict(low, high, scores.shape[1])
             effect = {"gain": gain, "gain_low": low, "gain_high": high, "verdict": verdict}
-            rows.append({"setting": name, "value": value, "over": values[0]} | effect)
+            what = {"name": f"{name} {value} over {values[0]}, on average"}
+            rows.append(what | {"setting": name, "value": value, "over": values[0]} | effect)
     return rows
 
 
@@ -286,15 +287,15 @@ def _describe_winner(rows: Sequence[Mapping], scores: np.ndarray, weights: np.nd
 
 def print_comparison(comparison: Comparison) -> None:
     """Print a comparison's table, effects and notes."""
-    width = max(len(row["name"]) for row in comparison.rows)
+    names = [row["name"] for row in [*comparison.rows, *comparison.effects]]
+    width = max(map(len, ["configuration", *names]))
     print(f"rank  {'configuration':<{width}}  Dice                     gain over the base          verdict")
     for row in comparison.rows:
         dice = f"{row['dice']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
         tied = ", tied with the best" if row["tied_with_best"] and row["rank"] > 1 else ""
         print(f"{row['rank']:>4}  {row['name']:<{width}}  {dice}  {format_gain(row)}  {row['verdict']}{tied}")
     for row in comparison.effects:
-        what = f"{row['setting']} {row['value']} over {row['over']}"
-        print(f"      {what:<{width}}  {'':<23}  {format_gain(row)}  {row['verdict']}")
+        print(f"      {row['name']:<{width}}  {'':<23}  {format_gain(row)}  {row['verdict']}")
     for note in comparison.notes:
         print(note)
 

@@ -105,7 +105,7 @@ class Config(Contest):
                 f"window_low {self.window_low:g} with window_high {self.window_high:g}; expected less"
             )
         if self.fold is not None and self.fold >= self.n_folds:
-            expected = f"0 … {self.n_folds - 1}, or None for all"
+            expected = f"0 … {self.n_folds - 1}, None for all, or more n_folds"
             raise ValueError(f"fold {self.fold} with n_folds {self.n_folds}; expected {expected}")
         if self.epochs is None and self.budget_minutes is None:
             raise ValueError("neither epochs nor budget_minutes is set; set one")

@@ -182,8 +182,7 @@ def plot_forest(
 
     All are those of a `compare.Comparison`; effects are drawn below, with hollow marks.
     """
-    names = [f"{row['name']}: {row['verdict']}" for row in rows]
-    names += [f"{row['setting']} {row['value']} over {row['over']}: {row['verdict']}" for row in effects]
+    names = [f"{row['name']}: {row['verdict']}" for row in [*rows, *effects]]
     figure, (axis,) = new_axes(1, columns=1, size=9, height=0.26 * len(names) + 1)
     for place, row in enumerate([*rows, *effects]):
         spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]

@@ -158,7 +158,10 @@ def make_plan(name: str, grid: Mapping[str, Any], *, max_runs: int = 100) -> Pla
         raise ValueError(f"{n_runs} runs, more than {max_runs}; shorten the lists, or pass --runs {n_runs}")
     runs: dict[str, Run] = {}
     for values in _combine(swept, combine):
-        config = make_config(**grid | values, fold=max(folds) if folds else None)
+        try:
+            config = make_config(**grid | values, fold=max(folds) if folds else None)
+        except TypeError as error:
+            raise TypeError(f"{error}; write a list of values as [0.001, 0.0005]") from None
         # As they are understood, and with a preset, since other notebooks and kernels have other ones.
         parameters = {key: getattr(config, key) for key in {"preset": None, **grid}}
         own = {key: parameters[key] for key in NAMES if key in swept}  # in one order, whatever the file's is
