@@ -346,7 +346,7 @@ def test_the_kits_threads_count_and_not_those_of_a_worker(workplace, grid, monke
 
 @pytest.mark.kill
 def test_a_kernel_that_is_killed_is_a_failed_run_that_goes_on_next_time(workplace, grid):
-    grid |= {"lr": 0.001, "batch_size": 4, "epochs": 40}
+    grid |= {"lr": 0.001, "batch_size": 4, "epochs": 12}
     process = start(workplace, grid, "kernel")
     folder = workplace / "runs" / "kernel"
     wait(lambda: list(folder.glob("*/fold0/last.pth")), 60, "no run began")
