@@ -53,6 +53,8 @@ def read_arguments(given: argparse.Namespace, also: Iterable[str] = ()) -> dict[
         try:
             text = path.read_text(encoding="utf-8-sig")
             content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no file {path}; expected one of parameters, YAML or JSON") from None
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not YAML or JSON: {error}; write 'name: value' lines") from None
         if not isinstance(content, dict):

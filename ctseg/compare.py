@@ -38,7 +38,7 @@ class Configuration:
         return list(dict.fromkeys(path.parent for path in self.fold_dirs))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The result of `compare`.
 
@@ -55,6 +55,20 @@ class Comparison:
     effects: list[dict]
     notes: list[str]
 
+    def __repr__(self) -> str:
+        """The tables with the notes, for a terminal."""
+        names = ["configuration", *(row["name"] for row in [*self.rows, *self.effects])]
+        width = max(map(len, names))
+        lines = [f"rank  {names[0]:<{width}}  {'Dice':<23}  {'gain over the base':<26}  verdict"]
+        for row in self.rows:
+            dice = f"{row['dice']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
+            tied = ", tied with the best" if row["tied_with_best"] and row["rank"] > 1 else ""
+            what = f"{row['rank']:>4}  {row['name']:<{width}}  {dice}"
+            lines.append(f"{what}  {format_gain(row)}  {row['verdict']}{tied}")
+        for row in self.effects:
+            lines.append(f"      {row['name']:<{width}}  {'':<23}  {format_gain(row)}  {row['verdict']}")
+        return "\n".join([*lines, *self.notes])
+
     def _repr_html_(self) -> str:
         """The tables with the notes, for a notebook."""
         tables = [table(rows, max_rows=len(rows)).data for rows in (self.rows, self.effects) if rows]
@@ -70,7 +84,7 @@ def compare_runs(*names: str) -> Comparison:
     """
     comparison = compare([Configuration(name, find_folds(find_run_dir(name))) for name in names])
     if len(comparison.rows) < len(names):
-        raise ValueError("; ".join(comparison.notes))
+        raise ValueError("; ".join(note for note in comparison.notes if note.startswith("left out")))
     return comparison
 
 
@@ -283,21 +297,6 @@ def _describe_winner(rows: Sequence[Mapping], scores: np.ndarray, weights: np.nd
             f"corrected for having been picked: {dice:.4f}, {gain:+.4f} (BBC-CV)"
         )
     return notes
-
-
-def print_comparison(comparison: Comparison) -> None:
-    """Print a comparison's table, effects and notes."""
-    names = [row["name"] for row in [*comparison.rows, *comparison.effects]]
-    width = max(map(len, ["configuration", *names]))
-    print(f"rank  {'configuration':<{width}}  Dice                     gain over the base          verdict")
-    for row in comparison.rows:
-        dice = f"{row['dice']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
-        tied = ", tied with the best" if row["tied_with_best"] and row["rank"] > 1 else ""
-        print(f"{row['rank']:>4}  {row['name']:<{width}}  {dice}  {format_gain(row)}  {row['verdict']}{tied}")
-    for row in comparison.effects:
-        print(f"      {row['name']:<{width}}  {'':<23}  {format_gain(row)}  {row['verdict']}")
-    for note in comparison.notes:
-        print(note)
 
 
 def format_gain(row: Mapping) -> str:

@@ -29,6 +29,7 @@ from ctseg.folders import IMAGE_SUFFIXES, find_folders
 from ctseg.model import UNet, check_encoder, make_model
 from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir, make_portable
 from ctseg.transforms import EvalTransform
+from ctseg.weights import check_pretrained
 
 PLACES = "places.json"  # in a run's folder: where its data were, here
 _CONTEST_FACTS = tuple(entry.name for entry in fields(Contest))
@@ -104,6 +105,8 @@ def make_config(**parameters: Any) -> Config:
     """
     config = read_config(**parameters)
     check_encoder(config.encoder)
+    if config.weights == "default":
+        check_pretrained(config.encoder)
     if config.weights in ("", "default"):
         config = replace(config, weights_digest="")
     elif parameters.get("weights"):

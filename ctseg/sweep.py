@@ -33,11 +33,11 @@ import yaml
 from ctseg.arguments import add_parameters, parse_arguments, read_arguments
 from ctseg.cluster import Place, find_place, is_task_canceled, open_cluster
 from ctseg.compare import (
+    MIN_IMAGES,
     Comparison,
     Configuration,
     compare,
     format_gain,
-    print_comparison,
     write_leaderboard,
 )
 from ctseg.config import NAMES, Config, check_names, parse_value
@@ -185,7 +185,11 @@ def _check_grid(grid: Mapping[str, Any], swept: Mapping[str, list], combine: Any
         if not values:
             raise ValueError(f"{name}: an empty list; expected values, or leave it out")
         if folds and name in _ASSIGNS_FOLDS:
-            raise ValueError(f"a list of {name} with fold {folds}: it assigns the folds; train all of them")
+            raise ValueError(
+                f"a list of {name} with fold {folds}: each value puts other images in it; train all folds"
+            )
+    if not swept:
+        raise ValueError("no value is a list, such as lr: [0.001, 0.0005]; make run does a single run")
 
 
 def _combine(swept: Mapping[str, list], combine: str) -> Iterator[dict[str, Any]]:
@@ -308,7 +312,12 @@ def run_sweep(plan: Plan, *, jobs: int | None = None, scheduler: str = "") -> Co
 
 def _train(plan: Plan, tasks: Sequence[Task], jobs: int | None, scheduler: str) -> dict[Task, str]:
     """Train tasks in threads or on a cluster; return those that failed with why."""
-    folder, data_root = find_run_dir(plan.name), Path(plan.base.config.data_root)
+    base, folder = plan.base, find_run_dir(plan.name)
+    data_root = Path(base.config.data_root)
+    n_cases = len(find_cases(data_root, "train", base.config))
+    folds = {fold for task in plan.tasks if task.run is base for fold in task.folds}
+    if (n := len(folds) * _count_validated(base.config, n_cases)) < MIN_IMAGES:
+        print(f"WARNING: {n} validated images are too few for a verdict; {MIN_IMAGES} are needed", flush=True)
     parallel = open_cluster(scheduler, folder, data_root) if scheduler else _open_threads(jobs)
     with parallel as (submit, tasks_at):
         n, threads = sum(tasks_at.values()), _count_threads(tasks_at)
@@ -316,13 +325,13 @@ def _train(plan: Plan, tasks: Sequence[Task], jobs: int | None, scheduler: str) 
             command = shlex.join(["papermill", *task.make_arguments(task.notebook)])
             print(f"OMP_NUM_THREADS={threads} {command}", flush=True)
         try:
-            minutes = _project_seconds(tasks, threads) / 60 / n
+            minutes = _project_seconds(tasks, n_cases, threads) / 60 / n
             projected = f"about {minutes:.0f} minutes by what a step takes here now"
         except Exception as error:  # too little memory, perhaps; the run's own error will say more
             projected = f"no time projected, since a step failed: {error}"
         print(f"{n} at a time, {projected}", flush=True)
         begin = partial(submit, run_task, repository=find_repository(), tasks_at=tasks_at)
-        return _run_tasks(tasks, begin, base=plan.base.configuration)
+        return _run_tasks(tasks, begin, base=base.configuration)
 
 
 def _check_runs(plan: Plan) -> None:
@@ -332,12 +341,21 @@ def _check_runs(plan: Plan) -> None:
         raise ValueError(f"{folder} is a run; choose another name for the sweep")
     planned = {task.run.name: task.run.config for task in plan.tasks}
     fixed = {name: value for name, value in base.parameters.items() if name not in base.values}
-    begun = [path for path in sorted(folder.glob("*/")) if is_begun(path)]
+    begun = _find_begun(plan)
     for path in begun:
         name = f"{plan.name}/{path.name}"
-        check_settings(replace(planned.get(name) or make_config(**fixed, run=name), run=name), path)
+        try:
+            check_settings(replace(planned.get(name) or make_config(**fixed, run=name), run=name), path)
+        except ValueError as error:
+            advice = "name a new sweep with SWEEP="
+            raise ValueError(f"{plan.name} was begun with other values; {advice}: {error}") from None
     for path in begun[:1]:  # `compare` finds whether the others have the same
         check_training_data(path, find_cases(Path(base.config.data_root), "train", base.config))
+
+
+def _find_begun(plan: Plan) -> list[Path]:
+    """The begun runs in a sweep's folder, in its lists or not."""
+    return [path for path in sorted(find_run_dir(plan.name).glob("*/")) if is_begun(path)]
 
 
 def _run_tasks(tasks: Sequence[Task], begin: Callable[[Task], Future], base: str) -> dict[Task, str]:
@@ -385,10 +403,14 @@ def _open_threads(jobs: int | None) -> Iterator[tuple[Callable[..., Future], dic
             pool.shutdown(cancel_futures=True)
 
 
-def _project_seconds(tasks: Sequence[Task], threads: int) -> float:
+def _count_validated(config: Config, n_cases: int) -> int:
+    """How many of the cases a fold validates, about."""
+    return n_cases // (10 if config.n_folds == 1 else config.n_folds)
+
+
+def _project_seconds(tasks: Sequence[Task], n_cases: int, threads: int) -> float:
     """About how long the tasks take on this machine, one after the other."""
-    first, total = tasks[0].run.config, 0.0
-    n_cases = len(find_cases(Path(first.data_root), "train", first))
+    total = 0.0
     # Only what a step's time depends on, so that equal ones are timed once.
     sizes = ("encoder", "width", "depth", "target_size", "batch_size", "weight_channels_by_contrast")
     before = torch.get_num_threads()
@@ -396,9 +418,8 @@ def _project_seconds(tasks: Sequence[Task], threads: int) -> float:
     for task in tasks:
         config = task.run.config
         step = _time_step(Config(**{name: getattr(config, name) for name in sizes}))
-        n_validated = n_cases / (10 if config.n_folds == 1 else config.n_folds)
         # To predict takes about a third of a step, which goes through the network forward and back.
-        n_steps = (n_cases - n_validated * 2 / 3) / config.batch_size
+        n_steps = (n_cases - _count_validated(config, n_cases) * 2 / 3) / config.batch_size
         total += _OVERHEAD + len(task.folds) * config.epochs * n_steps * step
     torch.set_num_threads(before)
     torch.cuda.empty_cache()
@@ -423,6 +444,9 @@ def _compare(plan: Plan, failures: Mapping[Task, str]) -> Comparison:
             values = {key: value for key, value in tasks[0].run.values.items() if key != "seed"}
             complete.append(Configuration(name, fold_dirs, values))
     comparison = compare(complete)
+    planned = {find_run_dir(task.run.name) for task in plan.tasks}
+    if others := [path.name for path in _find_begun(plan) if path not in planned]:
+        comparison.notes.append(f"not in these lists, and not compared: {', '.join(others)}")
     comparison.notes.extend(f"failed: {task}: {error}" for task, error in failures.items())
     return comparison
 
@@ -472,7 +496,7 @@ def main() -> None:
         sys.exit(f"sweep: {error}")
     except KeyboardInterrupt:
         sys.exit("sweep: stopped; the same command goes on with what is not finished")
-    print_comparison(comparison)
+    print(comparison)
     print(find_run_dir(name) / "leaderboard.html")
     sys.exit(0 if len(comparison.rows) == len(plan.configurations) else 1)
 

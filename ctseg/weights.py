@@ -20,6 +20,14 @@ _EXPECTED = (
 )
 
 
+def check_pretrained(encoder: str) -> None:
+    """Raise ValueError unless torchvision has weights for that encoder."""
+    if encoder not in torchvision.models.list_models(module=torchvision.models):
+        raise ValueError(
+            f"weights 'default': torchvision has none for {encoder!r}; pass a file, or '' for scratch"
+        )
+
+
 def make_pretrained(encoder: str, attached: Path | None = None) -> nn.Module:
     """Build torchvision's backbone with its own weights, by torchvision's own loader.
 
@@ -29,10 +37,7 @@ def make_pretrained(encoder: str, attached: Path | None = None) -> nn.Module:
         ValueError: torchvision has no weights for it, or the file is damaged.
         FileNotFoundError: the file is nowhere and cannot be downloaded.
     """
-    if encoder not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(
-            f"weights 'default': torchvision has none for {encoder!r}; pass a file, or '' for scratch"
-        )
+    check_pretrained(encoder)
     name = torchvision.models.get_model_weights(encoder).DEFAULT.url.rpartition("/")[2]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     found = [path for path in sorted(attached.glob(f"**/{name}")) if path.is_file()] if attached else []

@@ -14,7 +14,6 @@ from ctseg.compare import (
     draw_resamples,
     find_gains,
     find_tied,
-    print_comparison,
     write_leaderboard,
 )
 from ctseg.folds import find_folds
@@ -153,7 +152,7 @@ def test_of_a_product_each_values_effect_is_its_gain_with_the_others_averaged(re
     assert {row["verdict"] for row in effects} == {"better"} and compare(entries[:3]).effects == []
 
 
-def test_the_leaderboard_is_written_as_table_page_and_picture(repository, capsys):
+def test_the_leaderboard_is_written_as_table_page_and_picture(repository):
     write_run(repository, "base", draw())
     write_run(repository, "other", draw(1, gain=0.03))
     folders = {name: find_folds(repository / "runs" / name) for name in ("base", "other")}
@@ -164,8 +163,7 @@ def test_the_leaderboard_is_written_as_table_page_and_picture(repository, capsys
     assert [row["name"] for row in rows] == ["other", "base"] and rows[0]["lr"] == "0.1"
     page = (repository / "leaderboard.html").read_text()
     assert "<td>other</td>" in page and "data:image/png;base64" in page and "BBC-CV" in page
-    print_comparison(comparison)
-    printed = capsys.readouterr().out.splitlines()
+    printed = repr(comparison).splitlines()
     assert printed[1].split()[:2] == ["1", "other"] and printed[1].endswith("better")
 
 

@@ -46,7 +46,7 @@ IMPORTS = {
     "report": {"files", "metrics"},
     "fingerprint": {"data", "files"},
     "runs": {"config", "contest", "data", "files", "fingerprint", "folders", "model", "paths"}
-    | {"transforms"},
+    | {"transforms", "weights"},
     "folds": {"config", "data", "device", "files", "fingerprint", "model", "paths", "predict", "runs"}
     | {"seeds", "split", "train", "weights"},
     "compare": {"files", "fingerprint", "folds", "paths", "plots", "predict"},
