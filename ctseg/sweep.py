@@ -326,7 +326,7 @@ def _train(plan: Plan, tasks: Sequence[Task], jobs: int | None, scheduler: str) 
             print(f"OMP_NUM_THREADS={threads} {command}", flush=True)
         try:
             minutes = _project_seconds(tasks, n_cases, threads) / 60 / n
-            projected = f"about {minutes:.0f} minutes by what a step takes here now"
+            projected = f"about {minutes:.1f} minutes by what a step takes here now"
         except Exception as error:  # too little memory, perhaps; the run's own error will say more
             projected = f"no time projected, since a step failed: {error}"
         print(f"{n} at a time, {projected}", flush=True)
@@ -378,7 +378,7 @@ def _run_tasks(tasks: Sequence[Task], begin: Callable[[Task], Future], base: str
             error = f"{type(problem).__name__}: {problem}"
         left = (time.monotonic() - started) / n_done * (len(tasks) - n_done) / 60
         result = f"FAILED: {task}, {error}" if error else f"finished: {task}"
-        print(f"{result} ({n_done} of {len(tasks)}, about {left:.0f} min left)", flush=True)
+        print(f"{result} ({n_done} of {len(tasks)}, about {left:.1f} min left)", flush=True)
         if error:
             failures[task] = error
         if error and task.run.configuration == base:
