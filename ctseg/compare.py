@@ -115,10 +115,10 @@ def compare(configurations: Sequence[Configuration]) -> Comparison:
         if entry not in complete
     ]
     notes += _describe_winner(rows, scores, weights)
-    if all(len(entry.run_dirs) == 1 for entry in configurations):
-        notes.append(
-            "intervals over images do not cover the noise of training; a list of seeds would show it"
-        )
+    if rows[0]["verdict"] != "base" and fold_gains[0]:
+        each = "fold" if len(base.run_dirs) == 1 else "repeat"
+        notes.append(f"its gain on each {each}: {', '.join(f'{gain:+.4f}' for gain in fold_gains[0])}")
+    notes.append("intervals over images do not cover the noise of training; a list of seeds shows it")
     return Comparison(rows, fold_gains, _find_effects(complete, scores, weights), notes)
 
 
@@ -234,7 +234,7 @@ def _tabulate(configurations: Sequence[Configuration], scores: np.ndarray, weigh
             {
                 "rank": int(ranks[index]),
                 "name": entry.name,
-                **entry.values,
+                **{name: str(value) for name, value in entry.values.items()},
                 "dice": float(totals[index]),
                 "low": float(bounds[0, index]),
                 "high": float(bounds[1, index]),
@@ -280,7 +280,7 @@ def _find_effects(
             verdict = find_verdict(low, high, scores.shape[1])
             effect = {"gain": gain, "gain_low": low, "gain_high": high, "verdict": verdict}
             what = {"name": f"{name} {value} over {values[0]}, on average"}
-            rows.append(what | {"setting": name, "value": value, "over": values[0]} | effect)
+            rows.append(what | {"setting": name, "value": str(value), "over": str(values[0])} | effect)
     return rows
 
 

@@ -171,7 +171,7 @@ def plot_gains(rows: Sequence[Mapping]) -> Figure:
     axis.set(yticks=range(len(rows)), yticklabels=[row["postprocess"] for row in rows])
     axis.set_xlabel("validation Dice gained, 95 % interval")
     axis.tick_params(axis="y", labelsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
 
@@ -194,7 +194,7 @@ def plot_forest(
     axis.set(yticks=range(len(names)), yticklabels=names)
     axis.set_xlabel("Dice gained over the base; simultaneous 95 % intervals, dots are folds or repeats")
     axis.tick_params(axis="y", labelsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top, none on the frame
     return figure
 
 

@@ -46,6 +46,11 @@ def write_run(root, name, dice, n_folds=2, seconds=60.0, mask="m", folds=None):
     return run_dir
 
 
+def write_folds(root, **runs):
+    """The folders of the folds of runs, by the scores of each."""
+    return [path for name, dice in runs.items() for path in find_folds(write_run(root, name, dice))]
+
+
 def draw(seed=0, gain=0.0, noise=0.02):
     """Dice of all images; the same hard and easy ones for every seed."""
     base = np.random.default_rng(99).beta(12, 1.5, len(IDS))
@@ -78,6 +83,7 @@ def test_a_run_that_is_better_by_two_hundredths_is_found(repository):
     assert better["minutes"] == 2 and better["folds"] == 2 and better["path"] == "runs/better"
     gains = comparison.fold_gains[0]
     assert len(gains) == 2 and np.mean(gains) == pytest.approx(better["gain"])
+    assert f"its gain on each fold: {gains[0]:+.4f}, {gains[1]:+.4f}" in comparison.notes
 
 
 def test_images_are_paired_by_their_ids(repository):
@@ -125,18 +131,18 @@ def test_too_few_images_get_no_verdict(repository):
 
 def test_repeats_are_one_configuration_by_the_mean_of_each_image(repository):
     first, second = draw(1), draw(2)
-    paths = [
-        path
-        for name, dice in (("a", first), ("b", second))
-        for path in find_folds(write_run(repository, name, dice))
-    ]
+    paths = write_folds(repository, a=first, b=second)
     mean = {image_id: (first[image_id] + second[image_id]) / 2 for image_id in IDS}
     base = find_folds(write_run(repository, "mean", mean))
     comparison = compare([Configuration("mean", base), Configuration("repeats", paths)])
     rows = comparison.rows
     assert rows[1]["gain"] == pytest.approx(0, abs=1e-12) and rows[1]["rank"] == 1
     assert rows[1]["folds"] == 4 and rows[1]["minutes"] == 4
-    assert not any("a list of seeds would show it" in note for note in comparison.notes)
+    higher = {key: min(value + 0.1, 1) for key, value in first.items()}
+    better = write_folds(repository, c=higher, d=second)
+    comparison = compare([Configuration("repeats", paths), Configuration("better", better)])
+    gains = [f"{gain:+.4f}" for gain in comparison.fold_gains[0]]
+    assert len(gains) == 2 and f"its gain on each repeat: {', '.join(gains)}" in comparison.notes
 
 
 def test_of_a_product_each_values_effect_is_its_gain_with_the_others_averaged(repository):
@@ -148,7 +154,7 @@ def test_of_a_product_each_values_effect_is_its_gain_with_the_others_averaged(re
         entries.append(Configuration(f"{size}{n}", find_folds(path), {"size": size, "n": n}))
     effects = compare(entries).effects
     found = [(row["setting"], row["value"], row["over"], round(row["gain"], 9)) for row in effects]
-    assert found == [("size", "l", "s", 0.02), ("n", 2, 1, 0.04)]
+    assert found == [("size", "l", "s", 0.02), ("n", "2", "1", 0.04)]
     assert {row["verdict"] for row in effects} == {"better"} and compare(entries[:3]).effects == []
 
 
@@ -156,13 +162,18 @@ def test_the_leaderboard_is_written_as_table_page_and_picture(repository):
     write_run(repository, "base", draw())
     write_run(repository, "other", draw(1, gain=0.03))
     folders = {name: find_folds(repository / "runs" / name) for name in ("base", "other")}
-    comparison = compare([Configuration(name, paths, {"lr": 0.1}) for name, paths in folders.items()])
+    comparison = compare([Configuration(name, paths, {"lr": 5e-05}) for name, paths in folders.items()])
     write_leaderboard(repository, comparison)
     with open(repository / "leaderboard.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["name"] for row in rows] == ["other", "base"] and rows[0]["lr"] == "0.1"
+    assert [row["name"] for row in rows] == ["other", "base"] and rows[0]["lr"] == "5e-05"
     page = (repository / "leaderboard.html").read_text()
-    assert "<td>other</td>" in page and "data:image/png;base64" in page and "BBC-CV" in page
+    assert (
+        "<td>other</td>" in page
+        and "<td>5e-05</td>" in page
+        and "data:image/png;base64" in page
+        and "BBC-CV" in page
+    )
     printed = repr(comparison).splitlines()
     assert printed[1].split()[:2] == ["1", "other"] and printed[1].endswith("better")
 
