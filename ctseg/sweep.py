@@ -413,26 +413,28 @@ def _project_seconds(tasks: Sequence[Task], n_cases: int, threads: int) -> float
     total = 0.0
     # Only what a step's time depends on, so that equal ones are timed once.
     sizes = ("encoder", "width", "depth", "target_size", "batch_size", "weight_channels_by_contrast")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     for task in tasks:
         config = task.run.config
-        step = _time_step(Config(**{name: getattr(config, name) for name in sizes}))
+        step = _time_step(Config(**{name: getattr(config, name) for name in sizes}), threads)
         # To predict takes about a third of a step, which goes through the network forward and back.
         n_steps = (n_cases - _count_validated(config, n_cases) * 2 / 3) / config.batch_size
         total += _OVERHEAD + len(task.folds) * config.epochs * n_steps * step
-    torch.set_num_threads(before)
     torch.cuda.empty_cache()
     return total
 
 
 @cache
-def _time_step(config: Config) -> float:
+def _time_step(config: Config, threads: int) -> float:
     """Seconds of a training step on this machine as it is now, but of the first one, which is slower."""
-    images = torch.zeros(config.batch_size, 3, config.target_size, config.target_size, dtype=torch.uint8)
-    learner = Learner(make_network(config), config, find_device())
-    step = partial(learner.step, images, images[:, :1], make_generator(0))
-    return min(timeit.repeat(step, number=1, repeat=3)[1:])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        images = torch.zeros(config.batch_size, 3, config.target_size, config.target_size, dtype=torch.uint8)
+        learner = Learner(make_network(config), config, find_device())
+        step = partial(learner.step, images, images[:, :1], make_generator(0))
+        return min(timeit.repeat(step, number=1, repeat=3)[1:])
+    finally:
+        torch.set_num_threads(before)
 
 
 def _compare(plan: Plan, failures: Mapping[Task, str]) -> Comparison:

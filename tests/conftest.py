@@ -40,6 +40,14 @@ def pytest_addoption(parser):
     parser.addoption("--python", help="interpreter of an environment like Kaggle's (test_kernel.py)")
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """No test may change how many threads PyTorch has: others compare results bit by bit."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
+
+
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory) -> Path:
     """Root of a phantom of 24 train and 4 test images; not to be written to."""
