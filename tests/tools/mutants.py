@@ -642,8 +642,8 @@ FAULTS = [
     (
         "a base of which a repeat failed",
         "sweep",
-        "base=plan.base.configuration)",
-        "base=plan.base.name)",
+        "base=base.configuration)",
+        "base=base.name)",
     ),
     (
         "a configuration of which a repeat failed",
