@@ -165,8 +165,6 @@ def write_oof(
 def read_scores(path: Path) -> dict[str, float]:
     """Each image's Dice by id, as `write_oof` kept it; ValueError if the file is damaged or an old one."""
     with _open_oof(path) as stored:
-        if "scores" not in stored:
-            raise ValueError("it has no scores, as of an earlier version")
         return dict(zip(stored["image_ids"].tolist(), stored["scores"].tolist()))
 
 
@@ -176,8 +174,10 @@ def _open_oof(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
     try:
         with np.load(path) as stored:
             yield stored
-    except (EOFError, ValueError, BadZipFile, zlib.error) as error:
-        raise ValueError(f"cannot read {path}: {error}; delete it, and run 03 again") from None
+    except (EOFError, KeyError, ValueError, BadZipFile, zlib.error):
+        raise ValueError(
+            f"cannot read {path}: it is damaged, or of an earlier version; delete it, and run 03 again"
+        ) from None
 
 
 class OutOfFold:

@@ -121,6 +121,17 @@ def test_an_empty_mask_scores_by_one_rule_everywhere(tiny, tmp_path, logit, expe
     assert summarize(in_training)["dice"] == pytest.approx(np.mean(expected))
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut short", "other arrays"])
+def test_damaged_predictions_are_named(tmp_path, content):
+    path = tmp_path / "oof.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, image_ids=["a"])
+    with pytest.raises(ValueError, match=f"cannot read {path}: it is damaged, or of an earlier version"):
+        read_scores(path)
+
+
 REGION = np.zeros((30, 40), np.uint8)
 REGION[5:10, 6:20] = 1
 EDGE = np.zeros((30, 40), np.uint8)
