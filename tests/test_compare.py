@@ -14,6 +14,7 @@ from ctseg.compare import (
     draw_resamples,
     find_gains,
     find_tied,
+    find_verdict,
     write_leaderboard,
 )
 from ctseg.folds import find_folds
@@ -119,6 +120,11 @@ def test_runs_on_other_images_are_left_out_and_on_other_masks_refused(repository
         compare_runs("a", "corrected")
     with pytest.raises(FileNotFoundError, match="no trained fold in .*none"):
         compare_runs("a", "none")
+
+
+def test_rounding_is_no_gain():
+    assert find_verdict(1e-16, 2e-16, 60) == find_verdict(-2e-16, -1e-16, 60) == "undecided"
+    assert (find_verdict(1e-6, 2e-6, 60), find_verdict(-2e-6, -1e-6, 60)) == ("better", "worse")
 
 
 def test_too_few_images_get_no_verdict(repository):

@@ -83,6 +83,14 @@ def test_a_run_lies_below_runs_and_its_name_cannot_lead_out(repository):
             find_run_dir(name)
 
 
+def test_a_run_that_is_a_link_has_its_links_name(tmp_path, monkeypatch):
+    for name in ("notebooks", "ctseg", "runs", "elsewhere/a_run"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere" / "a_run")
+    assert find_run_name(find_run_dir("linked")) == "linked"
+
+
 def test_weights_are_found_from_here_and_from_the_repository(repository):
     with pytest.raises(
         FileNotFoundError, match="no file 'w.pth': looked for .*notebooks/w.pth and .*pass an existing one"

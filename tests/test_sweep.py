@@ -20,9 +20,9 @@ import yaml
 from conftest import REPOSITORY
 from PIL import Image
 
-from ctseg.cluster import find_place
+from ctseg.cluster import ask_worker, find_place, find_versions
 from ctseg.files import FolderBusy, lock_folder
-from ctseg.sweep import make_name, make_plan, run_sweep, run_task
+from ctseg.sweep import _count_threads, make_name, make_plan, run_sweep, run_task
 
 SMALL = {"epochs": 1, "target_size": 32, "width": 2, "depth": 2, "n_folds": 2}
 LISTS = {"lr": [0.001, 0.002], "batch_size": [4, 8]}
@@ -345,6 +345,22 @@ def test_the_kits_threads_count_and_not_those_of_a_worker(workplace, grid, monke
         run_task(make_plan("threads_of", grid).tasks[0], workplace, tasks_at, is_canceled=bool)
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         assert {started[-1][name] for name in names} == {str(threads)}
+
+
+def test_tasks_share_the_cores_that_they_may_use_and_not_the_hosts(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert find_place().cores == frozenset(range(6))
+    others = find_place()._replace(cores=frozenset(range(6, 12)))
+    assert _count_threads({find_place(): 2, others: 1}) == 3
+
+
+@pytest.mark.parametrize(("gpus", "said"), [(1, False), (2, True)])
+def test_a_worker_that_sees_several_gpus_is_refused(tmp_path, monkeypatch, gpus, said):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    worker = SimpleNamespace(state=SimpleNamespace(nthreads=1))
+    with lock_folder(tmp_path):
+        _, wrong = ask_worker(tmp_path, tmp_path, find_versions(), worker)
+    assert wrong == (["2 GPUs; start a worker for each, with CUDA_VISIBLE_DEVICES"] if said else [])
 
 
 @pytest.mark.kill
