@@ -1,16 +1,13 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run sweep check predict download kernel push output submit test lint test-kernel kill fuzz mutants bench sync clean
+.PHONY: help setup run lab compare sweep check predict download kernel push output submit test lint test-kernel kill fuzz mutants bench sync in-sync clean
 
 PYTHON3 ?= python3
 VENV ?= .venv
 # A file of parameters, or one of them, may name the data instead.
 DATA ?= $(if $(filter -f% --file% data_root,$(ARGS))$(GRID),,phantom)
 RUN ?= $(if $(filter phantom,$(DATA)),phantom,$(error RUN=name is required with DATA= and with a file in ARGS))
-# Not the copies that people make, such as "03_train-Copy1" or "03_train (copy)".
-NOTEBOOKS := $(shell ls notebooks | grep -xE '[0-9][0-9]_[A-Za-z0-9_]+\.ipynb')
 PYTHON = $(VENV)/bin/python
-PAPERMILL = $(VENV)/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
 # Without PRESET the one of a file in ARGS counts, else the notebooks' own.
 PARAMETERS = $(if $(PRESET),-p preset $(PRESET)) $(if $(DATA),-r data_root "$(DATA)") -r run "$(RUN)" $(ARGS)
 INSTALL = -m pip install --quiet --disable-pip-version-check
@@ -27,6 +24,7 @@ help: # this list
 ##@ Every day
 
 setup: $(VENV)/.ctseg ## make the environment in VENV (default .venv), or complete one that exists
+	@test ! -e .git || git config filter.ctseg-notebooks.clean '"$(abspath $(VENV))/bin/python" -m ctseg.pairs strip'
 
 $(VENV)/.ctseg: pyproject.toml
 	test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
@@ -34,11 +32,19 @@ $(VENV)/.ctseg: pyproject.toml
 	touch $@
 
 run: setup ## all notebooks on DATA (or the phantom) into runs/RUN; PRESET=quick|baseline|strong ARGS="-p lr 0.001"
-	mkdir -p "runs/$(RUN)"
-	set -o pipefail; for name in $(NOTEBOOKS); do \
-	    $(PAPERMILL) notebooks/$$name "runs/$(RUN)/running.ipynb" $(PARAMETERS) | cat || exit 1; \
-	    mv "runs/$(RUN)/running.ipynb" "runs/$(RUN)/$$name"; done
-	$(PYTHON) -m ctseg.report "runs/$(RUN)"
+	$(PYTHON) -m ctseg.execute $(PARAMETERS)
+	@$(PYTHON) -m ctseg.report "runs/$(RUN)"
+
+lab: setup $(VENV)/.ctseg-lab ## the notebooks in JupyterLab, in the browser
+	$(VENV)/bin/jupyter lab notebooks/01_eda.ipynb $(ARGS)
+
+$(VENV)/.ctseg-lab: pyproject.toml | setup
+	$(PYTHON) $(INSTALL) --editable ".[lab]"
+	touch $@
+
+compare: setup ## runs on the same data, ranked, and where they differ most: RUNS="a b"
+	$(if $(RUNS),,$(error RUNS="a b" is required))
+	@$(PYTHON) -m ctseg.compare $(RUNS)
 
 sweep: setup ## a run for each combination of the lists in GRID=grid.yaml, ranked; SWEEP= JOBS= SCHEDULER= or ARGS="-p lr 1e-3,5e-4"
 	@$(PYTHON) -m ctseg.sweep $(if $(GRID),"$(GRID)") $(if $(DATA),-r data_root "$(DATA)") $(if $(SWEEP),--sweep "$(SWEEP)") \
@@ -50,14 +56,14 @@ check: setup ## what is wrong with DATA, and what to do about it; ARGS as for ru
 predict: setup ## masks of all images in IMAGES by the run RUN, into runs/RUN/predictions/; needs no training data
 	$(if $(IMAGES),,$(error IMAGES=folder is required))$(if $(filter file,$(origin RUN)),$(error RUN=name is required))
 	@test -d "runs/$(RUN)" || { echo "no run runs/$(RUN); there are: $$(ls runs 2>/dev/null | xargs)"; exit 1; }
-	$(PAPERMILL) notebooks/04_postprocess_submit.ipynb "runs/$(RUN)/predict.ipynb" -r run "$(RUN)" -r predict_folder "$(IMAGES)" $(ARGS)
+	$(PYTHON) -m ctseg.execute --only 04_postprocess_submit -r run "$(RUN)" -r predict_folder "$(IMAGES)" $(ARGS)
 
 ##@ Kaggle
 
 download: setup ## the contest's data into data/; ARGS="-f contest.yaml" for another contest, of the others too
 	$(PYTHON) kaggle_kernel/client.py download $(ARGS)
 
-kernel: setup ## build one notebook in kaggle_kernel/; ARGS="-p lr 0.001 -f best.yaml --title … --dataset owner/slug"
+kernel: in-sync ## build one notebook in kaggle_kernel/; ARGS="-p lr 0.001 -f best.yaml --title … --dataset owner/slug"
 	$(PYTHON) kaggle_kernel/build.py $(ARGS)
 
 push: kernel ## build the kernel and push it to Kaggle
@@ -71,7 +77,7 @@ submit: setup ## submit runs/RUN/submission.csv (without RUN that of runs/kaggle
 
 ##@ For those who change the kit
 
-test: setup $(VENV)/.ctseg-cluster ## the test suite; seven minutes
+test: in-sync $(VENV)/.ctseg-cluster ## the test suite; seven minutes
 	$(PYTHON) -m pytest
 
 $(VENV)/.ctseg-cluster: pyproject.toml | setup
@@ -111,7 +117,15 @@ bench: setup ## times of this machine, and Dice against training seconds; DATA=,
 sync: setup ## bring the .ipynb and .py of each pair in step, the newer one wins
 	$(VENV)/bin/jupytext --sync notebooks/*.py
 
-clean: ## remove caches and builds; never data, runs or notebooks
+in-sync: setup
+	@$(PYTHON) -m ctseg.pairs check
+
+clean: ## remove caches and builds, never data or notebooks; with RUN=name that run, and nothing else
+ifeq ($(origin RUN),command line)
+	@test -d "runs/$(RUN)" && [[ ! "/$(RUN)/" =~ /\.*/ ]] || { echo "no run runs/$(RUN); there are: $$(ls runs 2>/dev/null | xargs)"; exit 1; }
+	rm -rf "runs/$(RUN)"
+else
 	rm -rf build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+endif

@@ -49,6 +49,7 @@ from ctseg.split import find_duplicates, make_thumbnail, normalize
 from ctseg.tables import check_tables
 from ctseg.transforms import average_area
 
+COLUMNS = ("severity", "file", "problem", "remedy")  # of the table
 _SEVERITIES = ("error", "warning", "note")
 _LONGEST_NAME = 251  # bytes, so that a file's name with ".png" has the 255 that file systems take
 _SHIFT_SIZE = 64  # pixels of the longer side, where a mask is tried at other places
@@ -127,6 +128,12 @@ def check_dataset(root: str | Path, contest: Contest = A0, *, has_window: bool =
         {_name(f.case.image, root): f.thumbnail for f in (*train, *test) if f.thumbnail is not None}
     )
     return _merge_rows(rows + _check_tables(root, contest))
+
+
+def count_pairs(root: str | Path, contest: Contest = A0) -> int:
+    """How many training images have a mask."""
+    images, mask_files = find_training_files(find_folders(Path(root), contest), contest)
+    return len(images.keys() & mask_files.keys())
 
 
 def check_images(folder: Path, dataset: SegmentationDataset) -> list[dict]:

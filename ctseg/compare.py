@@ -13,10 +13,11 @@ from scipy.stats import rankdata
 
 from ctseg.files import atomic_path, write_csv, write_text
 from ctseg.fingerprint import read_mask_digests
-from ctseg.folds import find_folds, read_history
+from ctseg.folds import find_folds
 from ctseg.paths import find_run_dir, find_run_name
 from ctseg.plots import plot_forest, table
 from ctseg.predict import read_scores
+from ctseg.train import read_history
 
 MIN_IMAGES = 50  # with fewer, in simulations, no kind of interval held as often as it should
 _N_RESAMPLES = 2000

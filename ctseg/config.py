@@ -46,6 +46,7 @@ class Config(Contest):
     data_root: str = ""  # folder of the data set; "phantom"; "" searches
     run: str = ""  # folder below runs/; "" makes a name from the settings
     predict_folder: str = ""  # folder of images to predict instead of the contest's test images
+    use_unfinished: bool = False  # make do with the epochs that unfinished folds have, in 04
     fold: int | None = _number(None, 0, 99)  # one of 0 … n_folds - 1, None for all
     n_folds: int = _number(1, 1, 100)  # 1: one model on a 90/10 split
     group: str = ""  # regular expression on ids, or a CSV: what it finds alike stays in one fold
@@ -136,9 +137,17 @@ class Config(Contest):
         return f'<div style="columns: 3; font-family: monospace">{entries}</div>'
 
 
+def list_changes(config: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ from their preset's: {name: (the config's, the preset's)}."""
+    preset = Config(**{"preset": config.preset, **PRESETS[config.preset]})
+    own, expected = config.settings() | {"weights": config.weights}, preset.settings()
+    return {name: (value, expected[name]) for name, value in own.items() if value != expected[name]}
+
+
 NAMES = tuple(entry.name for entry in fields(Config))
-_NOT_STORED = {"fold", "data_root", "predict_folder"}
-_NO_SETTINGS = {*_NOT_STORED, "run", "weights_digest", *(entry.name for entry in fields(Contest))}
+CONTEST_FACTS = tuple(entry.name for entry in fields(Contest))
+_NOT_STORED = {"fold", "data_root", "predict_folder", "use_unfinished"}
+_NO_SETTINGS = {*_NOT_STORED, "run", "weights_digest", *CONTEST_FACTS}
 _OPTIONS = {entry.name: entry.metadata["options"] for entry in fields(Config) if "options" in entry.metadata}
 _TYPES = {
     name: get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -204,28 +213,28 @@ PRESETS = {
     "quick": _MODERN | _QUICK,  # from scratch in minutes on two CPU cores
     "strong": _MODERN | _STRONG,  # the best we know, from ImageNet weights
 }
-_DEFAULTS = {"preset": "quick", "data_root": "", "run": ""}  # of the notebooks' parameters that are not None
+_DEFAULT = "quick"
 
 
 def fill_settings(parameters: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Complete parameters to the values that a `Config` is made of.
 
-    An explicit value wins. A value that is missing or None comes from the preset or, if given, from a run's
-    `stored` settings; then a value that equals its default in `_DEFAULTS` counts as missing too. An explicit
-    epochs or budget_minutes removes the other one of the preset.
+    An explicit value wins. A value that is missing or None comes from a run's `stored` settings, if it has
+    any and no other preset is given, else from the preset; the contest's facts always come from the run. An
+    explicit epochs or budget_minutes removes the other one of the preset.
 
     Raises:
         ValueError: an unknown name or preset.
     """
     check_names(parameters)
     given = {name: _convert(name, value) for name, value in parameters.items() if value is not None}
-    preset = given.setdefault("preset", _DEFAULTS["preset"])
+    stored = stored or {}
+    preset = given.get("preset") or stored.get("preset") or _DEFAULT
     if preset not in PRESETS:
         raise ValueError(f"parameter preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
-    if stored is None:
-        stored = PRESETS[preset]
-    else:
-        given = {name: value for name, value in given.items() if _DEFAULTS.get(name) != value}
+    if preset != stored.get("preset"):
+        facts = {name: value for name, value in stored.items() if name in CONTEST_FACTS}
+        stored = {"preset": preset, **PRESETS[preset], **facts}
     length = {"epochs": None, "budget_minutes": None} if given.keys() & {"epochs", "budget_minutes"} else {}
     return {**stored, **length, **given}
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -95,6 +95,12 @@ def write_text(text: str, path: Path) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def write_bytes(content: bytes, path: Path) -> None:
+    """Write bytes atomically."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
+
+
 def read_last_line(path: Path) -> str:
     """The last line of a log or a traceback: the error."""
     return path.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
@@ -118,14 +124,14 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def write_csv(rows: list[dict], path: Path) -> None:
-    """Write rows with the keys of the first as columns, atomically; no rows make an empty file."""
+def write_csv(rows: list[dict], path: Path, *, columns: Sequence[str] = ()) -> None:
+    """Write rows, atomically, with the keys of the first as columns, or `columns` where there are no rows."""
     with (
         atomic_path(path) as partial,
         open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
-        if rows:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0] if rows else columns))
+        if rows or columns:
             writer.writeheader()
         writer.writerows(rows)
 

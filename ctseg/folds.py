@@ -1,8 +1,9 @@
 """The folds of a run: train those asked for, and load their results."""
 
-import json
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import traceback
@@ -21,16 +22,20 @@ import torch
 from ctseg.config import Config
 from ctseg.data import TrainingSet, find_window, load_training_set
 from ctseg.device import find_device
-from ctseg.files import FolderBusy, print_anywhere, read_csv, write_text
+from ctseg.files import FolderBusy, lock_folder, print_anywhere, write_text
 from ctseg.fingerprint import check_still_kept, is_begun, read_folds, write_training_data
 from ctseg.model import UNet
 from ctseg.paths import find_file, find_run_name
 from ctseg.predict import write_oof
+from ctseg.progress import Display, is_live
 from ctseg.runs import check_settings, make_config, make_dataset, make_network
 from ctseg.seeds import make_seed
 from ctseg.split import find_groups, read_groups, split_cases
-from ctseg.train import Learner, train_model
+from ctseg.train import Learner, Log, find_kept, read_history, train_model
 from ctseg.weights import load_weights, read_trained_on
+
+_STOPPED = 130  # the status of a program that Ctrl-C ended
+_UNFINISHED = "unfinished.npz"  # out-of-fold predictions of a fold that still trains
 
 
 def train_folds(
@@ -41,44 +46,83 @@ def train_folds(
     With several GPUs, each has a worker process that trains one fold at a time; otherwise folds are trained
     one after another. A time budget covers all of them; parallel folds count once. A fold that fails is
     reported and its traceback kept in `failed_fold<k>.txt`; the others go on without it. Pass `training_set`
-    if it is in memory already.
+    if it is in memory already. In a live notebook a bar shows where training is.
 
     Raises:
         Exception: the last fold's error, if no fold is finished.
+        Stopped: by hand; what is finished is kept.
+        ValueError: the run has folds of other settings.
     """
+    check_settings(config, run_dir)
     training_set = training_set or load_training_set(make_dataset(config, "train"))
     fold_of_case = assign_folds(config, run_dir, training_set)
     folds = list(range(config.n_folds)) if config.fold is None else [config.fold]
     n_workers = min(len(folds), torch.cuda.device_count())
     rounds = math.ceil(len(folds) / max(1, n_workers))
     budget_seconds = config.budget_minutes and 60 * config.budget_minutes / rounds
-    if n_workers > 1:
-        train = partial(_train_in_process, run_dir, queue_gpus(n_workers), budget_seconds=budget_seconds)
-        with ThreadPoolExecutor(n_workers) as pool:
-            errors = list(pool.map(partial(_try_fold, train, run_dir), folds))
-    else:
-        inputs = (config, run_dir, training_set, fold_of_case)
-        train = partial(train_fold, *inputs, budget_seconds=budget_seconds, claim=partial(_claim, *inputs))
-        errors = [_try_fold(train, run_dir, fold) for fold in folds]
+    log = (Display if is_live() else Log)([run_dir / f"fold{fold}" for fold in folds])
+    try:
+        if n_workers > 1:
+            gpus = queue_gpus(n_workers)
+            train = partial(_train_in_process, run_dir, gpus, budget_seconds=budget_seconds, log=log)
+            with ThreadPoolExecutor(n_workers) as pool:
+                errors = list(pool.map(partial(_try_fold, train, run_dir, log), folds))
+        else:
+            inputs = (config, run_dir, training_set, fold_of_case)
+            claim = partial(_claim, *inputs)
+            train = partial(train_fold, *inputs, budget_seconds=budget_seconds, claim=claim, log=log)
+            errors = [_try_fold(train, run_dir, log, fold) for fold in folds]
+    except KeyboardInterrupt:
+        raise Stopped(_describe_stop(log)) from None
+    finally:
+        log.close()
     if all(errors):
         raise errors[-1]
     return {fold: read_history(run_dir / f"fold{fold}") for fold, error in zip(folds, errors) if not error}
 
 
-def _try_fold(train: Callable[[int], None], run_dir: Path, fold: int) -> Exception | None:
+class Stopped(KeyboardInterrupt):
+    """Training was stopped by hand; a notebook shows the message alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints in place of a traceback."""
+        return [str(self)]
+
+
+def _describe_stop(log: Log) -> str:
+    """Where training was stopped, what is kept, and how it goes on."""
+    texts = []
+    for fold_dir, (epoch, _) in log.places.items():
+        n_kept = len(read_history(fold_dir))
+        kept = (
+            "no epoch is kept yet"
+            if not n_kept
+            else "epoch 1 is kept"
+            if n_kept == 1
+            else (f"epochs 1 to {n_kept} are kept")
+        )
+        texts.append(f"in epoch {epoch} of {fold_dir.name}; {kept}")
+    again = "run this cell again" if is_live() else "run the same again"
+    return f"Stopped {', '.join(texts) or 'before the first epoch'}; {again} to go on"
+
+
+def _try_fold(train: Callable[[int], None], run_dir: Path, log: Log, fold: int) -> Exception | None:
     """Train a fold; report and return its error, and keep the traceback in a file until the next try."""
     record = run_dir / f"failed_fold{fold}.txt"
     record.unlink(missing_ok=True)
+    failure = None
     try:
         train(fold)
     except FolderBusy as error:  # the fold itself did not fail
-        print(f"fold {fold} is left alone: {error}", flush=True)
-        return error
+        log.say(f"fold {fold} is left alone: {error}")
+        failure = error
     except Exception as error:
-        print(f"FAILED: fold {fold}, {type(error).__name__}: {error} (see {record})", flush=True)
+        log.say(f"FAILED: fold {fold}, {type(error).__name__}: {error} (see {record})")
         with suppress(OSError):  # the disk may be full
             write_text(traceback.format_exc(), record)
-        return error
+        failure = error
+    log.on_end(run_dir / f"fold{fold}")
+    return failure
 
 
 def queue_gpus(n: int) -> SimpleQueue:
@@ -89,11 +133,14 @@ def queue_gpus(n: int) -> SimpleQueue:
     return free
 
 
-def _train_in_process(run_dir: Path, free: SimpleQueue, fold: int, *, budget_seconds: float | None) -> None:
+def _train_in_process(
+    run_dir: Path, free: SimpleQueue, fold: int, *, budget_seconds: float | None, log: Log
+) -> None:
     """Train a fold in a process that sees one free GPU (`python -m ctseg.folds`), and pass on its output.
 
     Raises:
         FolderBusy: another process trains the fold.
+        KeyboardInterrupt: the process was stopped by hand.
         RuntimeError: the process failed; the message ends with its last lines.
     """
     gpu, last_lines = free.get(), deque(maxlen=20)
@@ -109,9 +156,11 @@ def _train_in_process(run_dir: Path, free: SimpleQueue, fold: int, *, budget_sec
         errors="backslashreplace",
     ) as worker:
         for line in worker.stdout:
-            print(line, end="", flush=True)
+            log.pass_on(line)
             last_lines.append(line)
     free.put(gpu)
+    if worker.returncode in (-signal.SIGINT, _STOPPED):
+        raise KeyboardInterrupt
     if worker.returncode == os.EX_TEMPFAIL:
         raise FolderBusy(last_lines[-1].strip())
     if worker.returncode:
@@ -161,16 +210,20 @@ def train_fold(
     *,
     budget_seconds: float | None = None,
     claim: Callable[[], object] = lambda: None,
+    log: Log | None = None,
 ) -> None:
     """Train one fold and, last of all, keep its out-of-fold predictions, made with the weights it kept.
 
-    Does nothing if the fold is finished. `claim`: see `train_model`.
+    Then its checkpoint is removed, and all pictures but those of the first epoch and of the one that is kept.
+    A fold that is finished is left as it is. `claim` and `log`: see `train_model`.
 
     Raises:
         MemoryError: the GPU's memory is too small; the message names a batch size to try.
     """
-    fold_dir = run_dir / f"fold{fold}"
+    fold_dir, log = run_dir / f"fold{fold}", log or Log()
     if _is_finished(fold_dir):
+        log.say(f"fold{fold} is finished already")
+        _tidy_fold(fold_dir, config.keep)  # a kill may have come before
         return
     train = training_set.select(np.flatnonzero(fold_of_case != fold))
     validation = training_set.select(np.flatnonzero(fold_of_case == fold))
@@ -182,10 +235,9 @@ def train_fold(
     learner = Learner(network, config, find_device())
     trained_on = _find_trained_on(config, last)
     if seen := trained_on & set(validation.describe()):
-        print(
+        log.say(
             f"fold{fold} validation is not independent: {config.weights} was trained on {len(seen)} of its "
-            f"{len(validation)} images; start from other weights, or do not trust its score",
-            flush=True,
+            f"{len(validation)} images; start from other weights, or do not trust its score"
         )
     with _explained_memory(config.batch_size):
         train_model(
@@ -197,9 +249,22 @@ def train_fold(
             budget_seconds=budget_seconds,
             trained_on=trained_on,
             claim=claim,
+            log=log,
         )
         load_weights(learner.model, fold_dir / "best_unet_model.pth")
         write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta, threshold=config.threshold)
+    _tidy_fold(fold_dir, config.keep)
+
+
+def _tidy_fold(fold_dir: Path, keep: str) -> None:
+    """Remove what only a fold that trains needs: its checkpoint, most of its bytes, and most pictures."""
+    if history := read_history(fold_dir):
+        shown = {"epoch_1", f"epoch_{find_kept(history, keep)['epoch']}"}
+        for picture_dir in fold_dir.glob("val_outputs/epoch_*"):
+            if picture_dir.name not in shown:
+                shutil.rmtree(picture_dir)
+    for name in ("last.pth", _UNFINISHED):
+        (fold_dir / name).unlink(missing_ok=True)
 
 
 def _claim(config: Config, run_dir: Path, training_set: TrainingSet, fold_of_case: np.ndarray) -> None:
@@ -232,28 +297,71 @@ def _is_finished(fold_dir: Path) -> bool:
     return (fold_dir / "oof.npz").is_file()
 
 
-def read_history(fold_dir: Path) -> list[dict]:
-    """Read a fold's `history.csv`, one row per epoch."""
-    rows = read_csv(fold_dir / "history.csv")
-    return [{name: json.loads(value) for name, value in row.items()} for row in rows]
+def find_folds(run_dir: Path, *, unfinished: bool = False) -> list[Path]:
+    """The folders of a run's finished folds in order, or of all that have weights.
 
-
-def find_folds(run_dir: Path) -> list[Path]:
-    """The folders of a run's trained folds in order; FileNotFoundError if there are none."""
-    # Not the copies that people make, such as fold0_backup.
-    folders = (path for path in run_dir.glob("fold*") if path.name.removeprefix("fold").isdigit())
-    finished = filter(_is_finished, folders)
-    fold_dirs = sorted(finished, key=lambda path: int(path.name.removeprefix("fold")))
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    is_usable = _has_weights if unfinished else _is_finished
+    fold_dirs = list(filter(is_usable, _find_fold_dirs(run_dir)))
     if not fold_dirs:
+        begun = "; ".join(describe_unfinished(run_dir))
+        otherwise = ", or pass use_unfinished to make do with what there is" if begun else ""
         raise FileNotFoundError(
-            f"no trained fold in {run_dir}; run 03_train with the same parameters first, or name another run"
+            f"no trained fold in {run_dir}{begun and f' ({begun})'}; run 03_train with the same parameters "
+            f"first{otherwise}, or name another run"
         )
     return fold_dirs
 
 
+def _has_weights(fold_dir: Path) -> bool:
+    """Whether a fold has weights, of one epoch at least."""
+    return (fold_dir / "best_unet_model.pth").is_file()
+
+
+def _find_fold_dirs(run_dir: Path) -> list[Path]:
+    """The folders of a run's folds in order; not the copies that people make, such as fold0_backup."""
+    fold_dirs = [path for path in run_dir.glob("fold*") if path.name.removeprefix("fold").isdigit()]
+    return sorted(fold_dirs, key=lambda path: int(path.name.removeprefix("fold")))
+
+
+def describe_unfinished(run_dir: Path) -> list[str]:
+    """A line for each fold of a run that has epochs and is not finished."""
+    return [
+        f"{fold_dir.name} is not finished, and has {len(history)} epochs"
+        for fold_dir in _find_fold_dirs(run_dir)
+        if not _is_finished(fold_dir) and (history := read_history(fold_dir))
+    ]
+
+
+def find_oof(config: Config, run_dir: Path) -> list[Path]:
+    """The out-of-fold predictions of the folds that 04 uses, in order.
+
+    Those of unfinished folds are made here, with the weights that they have; 03 goes on with them as before.
+
+    Raises:
+        FileNotFoundError: there is no such fold.
+        FolderBusy: an unfinished fold is being trained.
+    """
+    fold_dirs = find_folds(run_dir, unfinished=config.use_unfinished)
+    if unfinished := [fold_dir for fold_dir in fold_dirs if not _is_finished(fold_dir)]:
+        training_set = load_training_set(make_dataset(config, "train"))
+        fold_of_case = assign_folds(config, run_dir, training_set)
+    for fold_dir in unfinished:
+        validation = training_set.select(
+            np.flatnonzero(fold_of_case == int(fold_dir.name.removeprefix("fold")))
+        )
+        with lock_folder(fold_dir):
+            network = make_network(config, fold_dir / "best_unet_model.pth").to(find_device())
+            write_oof(fold_dir / _UNFINISHED, network, validation, tta=config.tta, threshold=config.threshold)
+    return [fold_dir / (_UNFINISHED if fold_dir in unfinished else "oof.npz") for fold_dir in fold_dirs]
+
+
 def load_folds(config: Config, run_dir: Path) -> list[UNet]:
-    """The kept network of every trained fold of a run, on the GPU if there is one."""
-    paths = [fold_dir / "best_unet_model.pth" for fold_dir in find_folds(run_dir)]
+    """The kept network of each fold that 04 uses, on the GPU if there is one."""
+    fold_dirs = find_folds(run_dir, unfinished=config.use_unfinished)
+    paths = [fold_dir / "best_unet_model.pth" for fold_dir in fold_dirs]
     return [make_network(config, path).to(find_device()) for path in paths]
 
 
@@ -273,3 +381,5 @@ if __name__ == "__main__":
     except FolderBusy as error:
         print(error, flush=True)
         sys.exit(os.EX_TEMPFAIL)
+    except KeyboardInterrupt:
+        sys.exit(_STOPPED)

@@ -15,10 +15,21 @@ from ctseg.data import Case, png_path, read_image, read_mask
 _TRUE, _PREDICTED = "lime", "magenta"
 
 
-def table(rows: Sequence[Mapping], *, max_rows: int = 20) -> HTML:
-    """Show rows, with the keys of the first as columns, as an HTML table; numbers with four decimals."""
+PANELS = {  # of `plot_history`: the columns of a history, the second one dashed
+    "validation Dice": ("val_dice",),
+    "loss of augmented training batches; BCE dashed": ("loss", "bce"),
+    "soft Dice of augmented training batches": ("train_soft_dice",),
+    "learning rate": ("lr",),
+}
+
+
+def table(rows: Sequence[Mapping], *, max_rows: int = 20, otherwise: str = "no rows") -> HTML:
+    """Show rows, with the keys of the first as columns, as an HTML table, or a text where there are none.
+
+    Numbers have four decimals, or two digits if they are small.
+    """
     if not rows:
-        return HTML("<p>no rows</p>")
+        return HTML(f"<p>{html.escape(otherwise)}</p>")
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in rows[0])
     cells = [
         [f"<td>{html.escape(_as_text(value))}</td>" for value in row.values()] for row in rows[:max_rows]
@@ -29,8 +40,10 @@ def table(rows: Sequence[Mapping], *, max_rows: int = 20) -> HTML:
 
 
 def _as_text(value) -> str:
-    """Floats with four decimals, anything else as it prints."""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    """Floats with four decimals, small ones with two digits, anything else as it prints."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.4f}"
 
 
 def new_axes(n: int, *, columns: int, size: float, height: float | None = None) -> tuple[Figure, np.ndarray]:
@@ -139,24 +152,36 @@ def plot_batch(images: Tensor, targets: Tensor, *, titles=None) -> Figure:
     return plot_cases(pictures, list(targets[:, 0].numpy() > 0.5), titles=titles)
 
 
-def plot_history(histories: Mapping[int, Sequence[Mapping]]) -> Figure:
-    """Curves over the epochs, one color per fold: losses, Dice of validation and batches, learning rate."""
-    panels = {
-        "loss: combined, and BCE dashed": ("loss", "bce"),
-        "Dice: validation, and training batches dashed": ("val_dice", "dice"),
-        "learning rate": ("lr",),
-    }
-    figure, axes = new_axes(3, columns=3, size=4.2, height=3.2)
-    for axis, (text, names) in zip(axes, panels.items()):
+def plot_history(
+    histories: Mapping[int, Sequence[Mapping]], *, panels: Sequence[str] = tuple(PANELS)
+) -> Figure:
+    """Curves over the epochs, one color per fold, in one row of panels."""
+    figure, axes = new_axes(len(panels), columns=len(panels), size=3.6, height=2.8)
+    for axis, text in zip(axes, panels):
         for fold, history in histories.items():
             epochs = [row["epoch"] for row in history]
-            for name, style in zip(names, ("-", "--")):
-                label = f"fold {fold}" if style == "-" else None
+            for name, style in zip(PANELS[text], (".-", ".--")):
+                label = f"fold {fold}" if style == ".-" else None
                 values = [row[name] for row in history]
                 axis.plot(epochs, values, style, color=f"C{fold % 10}", label=label)
-        axis.set_title(text, fontsize=9)
+        axis.set_title(text, fontsize=8)
         axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=7)
+    return figure
+
+
+def plot_round_trip(rows: Sequence[Mapping]) -> Figure:
+    """The Dice that a perfect network could reach at each square size, by when the threshold comes."""
+    figure, (axis,) = new_axes(1, columns=1, size=6, height=2.8)
+    sizes = [row["target_size"] for row in rows]
+    for name, text in (
+        ("dice", "threshold at the image's own size"),
+        ("dice_thresholded_early", "in the square"),
+    ):
+        axis.plot(sizes, [row[name] for row in rows], ".-", label=text)
+    axis.set(xlabel="side of the square, pixels", ylabel="Dice")
+    axis.legend()
     return figure
 
 

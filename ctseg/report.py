@@ -1,8 +1,9 @@
-"""A run's results for people: scores in `summary.json`, one `report.html`, a few lines on the terminal.
+"""A run's results for people: scores in `summary.json`, the page `report.html`, a few lines on the terminal.
 
-`python -m ctseg.report runs/<run>` joins the executed notebooks into the report and prints the scores.
+`python -m ctseg.report runs/<run>` prints the lines.
 """
 
+import html
 import os
 import platform
 import shutil
@@ -11,14 +12,30 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import nbformat
 import numpy as np
 import torch
-from nbconvert import HTMLExporter
 
-from ctseg.files import print_anywhere, read_csv, read_json, read_last_line, write_json, write_text
+from ctseg.config import Config, list_changes
+from ctseg.data import read_image
+from ctseg.files import (
+    print_anywhere,
+    read_json,
+    read_last_line,
+    write_bytes,
+    write_csv,
+    write_json,
+)
 from ctseg.metrics import bootstrap_interval
+from ctseg.page import caption, draw_case, draw_svg, embed, fold_away, tabulate, write_page
+from ctseg.plots import PANELS, plot_history
+from ctseg.postprocess import PostProcess, make_mask
+from ctseg.predict import OutOfFold
+from ctseg.train import read_history
+
+_MAX_BYTES = 4_000_000  # of a report; pictures that would exceed it stay in their folder
+_N_SHOWN = 6
 
 
 def summarize(scores: Sequence[float]) -> dict:
@@ -47,20 +64,29 @@ def _find_commit() -> str | None:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
-def write_summary(run_dir: Path, *, scores: Mapping[str, Mapping], postprocess: str) -> dict:
+def write_summary(
+    run_dir: Path,
+    *,
+    scores: Mapping[str, Mapping],
+    postprocess: str,
+    unfinished: Sequence[str] = (),
+    submission: str = "",
+) -> dict:
     """Write `summary.json`.
 
-    Scores as `summarize` gives them, post-processing, failed folds, training seconds by fold, environment.
+    Scores as `summarize` gives them, post-processing, unfinished and failed folds, what was checked of the
+    submission, training seconds by fold, environment.
     """
     failures = sorted(run_dir.glob("failed_fold*.txt"))
-    histories = sorted(run_dir.glob("fold*/history.csv"))
     summary = {
         "run": run_dir.name,
         "scores": dict(scores),
         "postprocess": postprocess,
+        "submission": submission,
+        "unfinished": list(unfinished),
         "failed": {path.stem.removeprefix("failed_"): read_last_line(path) for path in failures},
         "train_seconds": {
-            path.parent.name: sum(float(row["seconds"]) for row in read_csv(path)) for path in histories
+            name: sum(row["seconds"] for row in history) for name, history in _read_histories(run_dir).items()
         },
         **describe_environment(),
     }
@@ -68,19 +94,138 @@ def write_summary(run_dir: Path, *, scores: Mapping[str, Mapping], postprocess: 
     return summary
 
 
+def _read_histories(run_dir: Path) -> dict[str, list[dict]]:
+    """The history of each fold that has one, by the name of its folder."""
+    return {path.parent.name: read_history(path.parent) for path in sorted(run_dir.glob("fold*/history.csv"))}
+
+
+def choose_cases(scores: np.ndarray) -> dict[int, str]:
+    """Which cases to show of scores (N,), and as what: four typical ones, two failures, the next worst.
+
+    >>> list(choose_cases(np.array([0.9, 0.1, 0.8, 0.7, 0.2])).items())[:3]
+    [(0, 'typical'), (2, 'typical'), (3, 'typical')]
+    """
+    worst = np.argsort(scores, kind="stable")
+    typical = worst[::-1][np.linspace(0, len(scores) // 2, 4).astype(int)]
+    shown = dict.fromkeys(map(int, typical), "typical")
+    for place, index in enumerate(map(int, worst[: 2 + _N_SHOWN])):
+        shown.setdefault(index, "failure" if place < 2 else "worst")
+    return shown
+
+
+def write_cases(
+    run_dir: Path, validation: OutOfFold, chosen: PostProcess, window: tuple[float, float] | None
+) -> None:
+    """Draw the validation cases that the report shows, `cases/*.webp`, and keep all scores, `scores.csv`."""
+    scores = validation.score(chosen)
+    rows = [
+        {"image_id": case.image_id, "fold": int(fold), "dice": float(dice)}
+        for case, fold, dice in zip(validation.cases, validation.folds, scores)
+    ]
+    write_csv(sorted(rows, key=lambda row: row["dice"]), run_dir / "scores.csv")
+    shutil.rmtree(run_dir / "cases", ignore_errors=True)
+    for place, (index, kind) in enumerate(choose_cases(scores).items()):
+        probability, letterbox, true_mask = validation.read(index)
+        image = read_image(validation.cases[index].image, window=window)
+        picture = draw_case(image, true_mask, make_mask(probability, letterbox, chosen))
+        text = f"{validation.cases[index].image_id.replace('/', '_')[:80]}, Dice {scores[index]:.4f}"
+        write_bytes(picture, run_dir / "cases" / f"{place:02d} {kind} {text}.webp")
+
+
 def write_report(run_dir: Path) -> Path:
-    """Join a run's executed notebooks `NN_*.ipynb` into `report.html`: text, tables, pictures."""
-    paths = sorted(run_dir.glob("[0-9][0-9]_*.ipynb"))
-    if not paths:
-        raise FileNotFoundError(f"no executed notebook in {run_dir}; run 'make run RUN={run_dir.name}' first")
-    notebooks = [nbformat.read(path, as_version=4) for path in paths]
-    joined = nbformat.v4.new_notebook(metadata=notebooks[0].metadata)
-    joined.metadata.title = f"ctseg: {run_dir.name}"
-    joined.cells = [cell for notebook in notebooks for cell in notebook.cells]
-    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
-    html, _ = exporter.from_notebook_node(joined)
-    write_text(html, run_dir / "report.html")
+    """Write `report.html` from a run's files: the result first, the figures of the notebooks folded below."""
+    summary, config = read_json(run_dir / "summary.json"), Config(**read_json(run_dir / "config.json"))
+    histories = {int(name.removeprefix("fold")): rows for name, rows in _read_histories(run_dir).items()}
+    sections = [
+        _show_scores(summary),
+        _show_cases(run_dir, "Examples", ("typical", "failure")),
+        _show_curves(histories),
+        _show_cases(run_dir, "The worst cases", ("worst",)),
+        _show_settings(config, summary),
+        "<h2>Figures of the notebooks</h2>",
+    ]
+    size = sum(map(len, sections))
+    paths = (run_dir / "figures").glob("[0-9] *.*")
+    for path in sorted(paths, key=lambda path: (path.name[0], path.stat().st_mtime_ns)):
+        picture = embed(path.read_bytes(), path.suffix, path.stem)
+        left_out = size + len(picture) > _MAX_BYTES * 0.98
+        body = f"<p>too large for this page: figures/{html.escape(path.name)}</p>" if left_out else picture
+        sections.append(fold_away(path.stem, f'<div class="wide">{body}</div>'))
+        size += len(sections[-1])
+    write_page(run_dir / "report.html", f"{run_dir.name}: result", "\n".join(sections))
     return run_dir / "report.html"
+
+
+def _show_scores(summary: Mapping) -> str:
+    """The scores, what was applied, and the submission."""
+    scores = summary["scores"]
+    shown = next((scores[name] for name in ("test", "validation, cross-fitted") if name in scores), None)
+    lines = [f"<h1>{html.escape(summary['run'])}</h1>"]
+    if shown:
+        name = "test images" if "test" in scores else "validation images, cross-fitted"
+        interval = f"95 % interval {shown['low']:.4f} to {shown['high']:.4f}, {shown['n']} {name}"
+        lines.append(f'<p class="big">Dice {shown["dice"]:.4f}</p><p class="faint">{interval}</p>')
+    lines.append(tabulate([{"": name, **_format_score(score)} for name, score in scores.items()]))
+    lines.append(f"<p>Applied after the networks: {html.escape(summary['postprocess'])}.</p>")
+    lines += [f"<p><b>{html.escape(text)}; the others were used.</b></p>" for text in _list_missing(summary)]
+    lines.append(f"<p>{html.escape(summary['submission'] or 'No submission: there are no test images.')}</p>")
+    return "\n".join(lines)
+
+
+def _format_score(score: Mapping) -> dict:
+    """A score of `summarize` as a table has it."""
+    interval = f"{score['low']:.4f} to {score['high']:.4f}"
+    return {"Dice": score["dice"], "95 % interval": interval, "images": score["n"]}
+
+
+def _list_missing(summary: Mapping) -> list[str]:
+    """The folds that failed or are not finished, in sentences without a path of this machine."""
+    failed = [
+        f"{name} failed ({reason.partition(':')[0].rpartition('.')[2]})"
+        for name, reason in summary["failed"].items()
+    ]
+    return [*failed, *summary["unfinished"]]
+
+
+def _show_cases(run_dir: Path, title: str, kinds: Sequence[str]) -> str:
+    """The pictures of `write_cases`, of some kinds."""
+    figures = []
+    for path in sorted((run_dir / "cases").glob("*.webp")):
+        _, kind, text = path.stem.split(" ", 2)
+        if kind in kinds:
+            picture = embed(path.read_bytes(), path.suffix, f"{text}; true mask green, prediction magenta")
+            figures.append(caption(picture, f"failure: {text}" if kind == "failure" else text))
+    legend = '<p class="faint">Validation images; true masks green, predictions magenta.</p>'
+    return f'<h2>{title}</h2>{legend}<div class="grid">{"".join(figures)}</div>' if figures else ""
+
+
+def _show_curves(histories: Mapping[int, Sequence[Mapping]]) -> str:
+    """The curves of all folds, each in a picture of its own."""
+    figures = [
+        embed(draw_svg(plot_history(histories, panels=[text])).encode(), ".svg", text) for text in PANELS
+    ]
+    return f'<h2>Training</h2><div class="curves">{"".join(figures)}</div>'
+
+
+def _show_settings(config: Config, summary: Mapping) -> str:
+    """The settings that differ from the preset, and what the run was made with."""
+    rows = [
+        {"setting": name, "this run": _shorten(value), config.preset: str(expected)}
+        for name, (value, expected) in list_changes(config).items()
+    ]
+    text = tabulate(rows) if rows else "<p>None: all settings are the preset's.</p>"
+    minutes = {name: f"{seconds / 60:.1f} min" for name, seconds in summary["train_seconds"].items()}
+    made = {"training": minutes, "device": summary["device"], **summary["versions"]}
+    made |= {"commit": summary["git_commit"]}
+    lines = [{"": name, "value": str(value)} for name, value in made.items()]
+    made_with = fold_away("Made with", tabulate(lines))
+    return f"<h2>Settings other than those of {config.preset}</h2>{text}{made_with}"
+
+
+def _shorten(value: Any) -> str:
+    """A setting's value as text; a path, which is this machine's, by its last part."""
+    is_path = isinstance(value, str) and Path(value).is_absolute()
+    return Path(value).name if is_path else str(value)
 
 
 def print_summary(run_dir: Path) -> None:
@@ -91,6 +236,8 @@ def print_summary(run_dir: Path) -> None:
         print(f"{name:<28} Dice {score['dice']:.4f}  {interval}  {score['n']} images")
     for name, reason in summary["failed"].items():
         print(f"{'FAILED, left out':<28} {name}: {reason}")
+    for text in summary["unfinished"]:
+        print(f"{'NOTE':<28} {text}")
     print(f"{'applied':<28} {summary['postprocess']}")
     if (run_dir / "submission.csv").is_file():  # there may be no test images yet
         print(f"{'submission':<28} {run_dir / 'submission.csv'}")
@@ -99,5 +246,4 @@ def print_summary(run_dir: Path) -> None:
 
 if __name__ == "__main__":
     print_anywhere()
-    write_report(Path(sys.argv[1]))
     print_summary(Path(sys.argv[1]))

@@ -7,13 +7,13 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ctseg.config import NAMES, Config, check_names, fill_settings
-from ctseg.contest import KAGGLE_INPUT, Contest
+from ctseg.config import CONTEST_FACTS, NAMES, Config, check_names, fill_settings
+from ctseg.contest import A0, KAGGLE_INPUT
 from ctseg.data import (
     Case,
     SegmentationDataset,
@@ -28,11 +28,11 @@ from ctseg.fingerprint import check_training_data, is_begun, read_window
 from ctseg.folders import IMAGE_SUFFIXES, find_folders
 from ctseg.model import UNet, check_encoder, make_model
 from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir, make_portable
+from ctseg.progress import is_live
 from ctseg.transforms import EvalTransform
 from ctseg.weights import check_pretrained
 
 PLACES = "places.json"  # in a run's folder: where its data were, here
-_CONTEST_FACTS = tuple(entry.name for entry in fields(Contest))
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 _HINT = "; if it is a variable of the notebook, begin its name with an underscore, or run 'del {name}'"
 
@@ -97,7 +97,8 @@ def make_config(**parameters: Any) -> Config:
 
     None means what the run of that name says, if it exists, else what the preset says; an explicit value
     wins. The data are looked for where `data_root` says, or where the run had them last and in the usual
-    places; new images need none. A run without a name is named by its preset, settings and training images.
+    places, and are the phantom where there are none; new images need none. A run without a name is named by
+    its preset, settings and training images.
 
     Raises:
         ValueError, TypeError: an unknown name, preset, encoder or value, a wrong type, or a damaged run.
@@ -164,10 +165,30 @@ def _digest(path: Path) -> str:
 
 
 def _find_data(config: Config) -> Path:
-    """The data root; without an explicit one the run's last place, if data are still there."""
-    places = find_run_dir(config.run) / PLACES if config.run else None
-    if config.data_root or places is None or not places.is_file():
+    """The data root; without an explicit one the run's last place, the usual ones, at last the phantom."""
+    if config.data_root:
         return find_data_root(config.data_root, config)
+    places = find_run_dir(config.run) / PLACES if config.run else None
+    try:
+        root = _find_again(config, places) if places and places.is_file() else find_data_root("", config)
+    except FileNotFoundError:
+        if not _may_use_phantom(config) or (places and places.is_file()):
+            raise
+        root = find_data_root("phantom")
+    if root == find_repository() / "data" / "phantom" / "Dataset":
+        print("DATA: the synthetic phantom; data_root names your own", flush=True)
+    return root
+
+
+def _may_use_phantom(config: Config) -> bool:
+    """Whether a new run may do without data: nothing of a data set is given, and this is no Kaggle kernel."""
+    is_given = os.environ.get("CTSEG_DATA") or config.train_images or config.train_masks or config.test_images
+    on_kaggle = KAGGLE_INPUT.is_dir() or "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+    return config.slug == A0.slug and not is_given and not on_kaggle
+
+
+def _find_again(config: Config, places: Path) -> Path:
+    """The data of a run: where they were last, or in the usual places."""
     last = read_json(places).get("data_root", "")
     try:
         return find_data_root(last, config)
@@ -186,29 +207,32 @@ def _name_run(config: Config) -> str:
     return f"{config.preset}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def open_run(config: Config) -> Path:
+def open_run(config: Config, *, trains: bool = True) -> Path:
     """Return the run's folder with its `config.json`, made if it is new.
 
-    Until a fold has weights its settings may change. A window for 16-bit images is no difference where all
-    training images have 8 bits: test images may have more, and need one. The contest's facts are no settings;
-    `keep_format` keeps new ones once they have been used.
+    Until a fold has weights its settings may change; what does not train (`trains`) keeps none but the
+    contest's facts, and leaves those that training has kept. A window for 16-bit images is no difference
+    where all training images have 8 bits: test images may have more, and need one. The contest's facts are no
+    settings; `keep_format` keeps new ones once they have been used.
 
     Raises:
         ValueError: the run has folds of other settings, or of other training data; it is left as it is.
         FileNotFoundError: new images are to be predicted, and there is no run.
     """
     run_dir = find_run_dir(config.run)
-    stored = _read_stored(config.run)
-    if config.predict_folder and stored is None:
+    stored = _read_stored(config.run) or {}
+    if config.predict_folder and not stored:
         raise FileNotFoundError(
             f"no run {run_dir} to predict new images with; pass the name of a trained run"
         )
     content = config.stored()
-    if stored is not None and is_begun(run_dir):
+    if stored and is_begun(run_dir):
         check_settings(config, run_dir)
-        content |= {name: stored.get(name) for name in ("window_low", "window_high", *_CONTEST_FACTS)}
+        content |= {name: stored.get(name) for name in ("window_low", "window_high", *CONTEST_FACTS)}
         if not config.predict_folder:
             check_training_data(run_dir, find_cases(Path(config.data_root), "train", config))
+    elif not trains:
+        content = stored | {name: content[name] for name in ("run", *CONTEST_FACTS)}
     if config.predict_folder:
         return run_dir
     if stored != content:
@@ -222,7 +246,7 @@ def open_run(config: Config) -> Path:
 def keep_format(config: Config, run_dir: Path) -> None:
     """Note the contest's facts by which a run's submission was written; they hold from now on."""
     stored = _read_stored(config.run)
-    content = stored | {name: getattr(config, name) for name in _CONTEST_FACTS}
+    content = stored | {name: getattr(config, name) for name in CONTEST_FACTS}
     if content != stored:
         write_json(content, run_dir / "config.json")
 
@@ -238,10 +262,13 @@ def check_settings(config: Config, run_dir: Path) -> None:
         found = "; ".join(f"{name}: got {shown[0][name]!r}, stored {shown[1][name]!r}" for name in differing)
         if "weights" in differing:
             found += " (files are compared by their content)"
-        raise ValueError(
-            f"{run_dir} holds a run with other settings ({found}); choose another run name, or pass its name "
-            "alone for its own settings"
-        )
+        advice = "choose another run name, or pass its name alone for its own settings"
+        if is_live():
+            advice = (
+                "in the parameters cell, give run another name, or set these back to None, which means what "
+                "the run says; then run that cell and this one again"
+            )
+        raise ValueError(f"{run_dir} holds a run with other settings ({found}); {advice}")
 
 
 def make_dataset(config: Config, subset: str) -> SegmentationDataset:

@@ -183,6 +183,15 @@ def check_submission(path: Path, cases: Sequence[Case], contest: Contest = A0) -
             raise ValueError(f"{path}, {ids} {row[ids]}: got {row}, expected {right}; {_AGAIN}")
 
 
+def describe_submission(path: Path, contest: Contest = A0) -> str:
+    """What a submission that has been checked is like, in a sentence."""
+    rows = read_rows(path, contest)
+    (mask,) = [name for name, value in contest.read_columns().items() if value == "{mask}"]
+    n_empty = sum(row[mask] == contest.empty_mask for row in rows)
+    empty = f"; {n_empty} of the masks are empty" if n_empty else ""
+    return f"{path.name}: {len(rows)} rows, valid: each test image once, with a mask of its size{empty}"
+
+
 def read_rows(path: Path, contest: Contest = A0) -> list[dict]:
     """Read the rows of a submission; ValueError unless it is UTF-8 with the columns of `write_submission`."""
     try:

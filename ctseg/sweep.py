@@ -27,6 +27,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import nbformat
 import torch
 import yaml
 
@@ -40,13 +41,15 @@ from ctseg.compare import (
     format_gain,
     write_leaderboard,
 )
-from ctseg.config import NAMES, Config, check_names, parse_value
+from ctseg.config import CONTEST_FACTS, NAMES, Config, check_names, parse_value
+from ctseg.contest import Contest
 from ctseg.data import find_cases
 from ctseg.device import find_device
 from ctseg.files import lock_folder, print_anywhere, read_last_line, write_text
 from ctseg.fingerprint import check_training_data, is_begun
 from ctseg.folds import queue_gpus
-from ctseg.paths import find_repository, find_run_dir
+from ctseg.pairs import find_tried
+from ctseg.paths import find_data_root, find_repository, find_run_dir
 from ctseg.runs import check_settings, make_config, make_network
 from ctseg.seeds import make_generator
 from ctseg.train import Learner
@@ -60,6 +63,7 @@ _REFUSED = {  # and why
     "budget_minutes": "runs next to each other would get fewer steps in the same minutes; set epochs",
     "run": "a sweep names its runs; name the sweep with SWEEP=",
     "predict_folder": "a sweep predicts no new images",
+    "use_unfinished": "a sweep finishes its folds",
 }
 # Without what is used after training only: notebook 04 chooses the threshold itself.
 _TRAINED = Config().settings().keys() - {"tta", "threshold"}
@@ -477,6 +481,20 @@ def read_grid(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _check_given(grid: Mapping[str, Any]) -> None:
+    """Check that hours are not spent on the phantom unasked, nor with a value that was tried in the notebook.
+
+    Raises:
+        FileNotFoundError, ValueError: they would be.
+    """
+    if not grid.get("data_root"):
+        find_data_root("", Contest(**{name: grid[name] for name in CONTEST_FACTS if name in grid}))
+    path = find_repository() / "notebooks" / f"{_NOTEBOOK}.ipynb"
+    for name, value in find_tried(nbformat.read(path, as_version=4)).items():
+        if name not in grid:
+            raise ValueError(f"{path} has {name} = {value}; set it to None there, or name it in the grid")
+
+
 def main() -> None:
     """Do the sweep that the command line says; exit with status 1 unless all configurations are compared."""
     parser = argparse.ArgumentParser(
@@ -492,7 +510,9 @@ def main() -> None:
     given.file = [*([given.grid] if given.grid else []), *given.file]
     try:
         name = given.sweep or (given.grid.stem if given.grid else "sweep")
-        plan = make_plan(name, read_grid(given), max_runs=given.runs)
+        grid = read_grid(given)
+        _check_given(grid)
+        plan = make_plan(name, grid, max_runs=given.runs)
         comparison = run_sweep(plan, jobs=given.jobs, scheduler=given.scheduler)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         sys.exit(f"sweep: {error}")

@@ -1,12 +1,12 @@
 """Train one network on one split: the loop, its schedule, its checkpoint, its validation at native size."""
 
 import copy
+import json
 import math
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from ctseg.augment import Augment, TrainTransform
 from ctseg.config import Config
 from ctseg.data import TrainingSet, map_threads, png_path, read_mask
 from ctseg.device import MEMORY_FORMAT, autocast, choose_precision
-from ctseg.files import atomic_path, lock_folder, write_csv
+from ctseg.files import atomic_path, lock_folder, read_csv, write_csv
 from ctseg.losses import DiceBCELoss, Losses
 from ctseg.metrics import dice_score
 from ctseg.predict import predict_probabilities
@@ -34,6 +33,40 @@ _N_PICTURES = 4
 _BUDGETED = 0.95
 
 
+class Log:
+    """What training tells of itself: here a line per epoch; `progress.Display` shows more in a notebook.
+
+    Attributes:
+        places: (epoch, number of epochs) of each fold that trains, by its folder.
+    """
+
+    def __init__(self, fold_dirs: Sequence[Path] = ()):
+        self.places: dict[Path, tuple[int, int]] = {}
+
+    def say(self, line: str) -> None:
+        """Tell something."""
+        print(line, flush=True)
+
+    def pass_on(self, line: str) -> None:
+        """Tell a line of a fold that trains in another process."""
+        self.say(line.rstrip("\n"))
+
+    def on_step(self, fold_dir: Path, epoch: int, n_epochs: int, share: float) -> None:
+        """Take note of a step, and of the share of its epoch that is done."""
+        self.places[fold_dir] = epoch, n_epochs
+
+    def on_epoch(self, fold_dir: Path, history: Sequence[dict], n_epochs: int) -> None:
+        """Tell of an epoch whose files are written."""
+        self.say(f"{fold_dir.name} {_describe_epoch(history[-1], n_epochs)}")
+
+    def on_end(self, fold_dir: Path) -> None:
+        """Take note of a fold that is finished, or that failed."""
+        self.places.pop(fold_dir, None)
+
+    def close(self) -> None:
+        """Take note of the end of all folds."""
+
+
 def train_model(
     learner: "Learner",
     train: TrainingSet,
@@ -44,6 +77,7 @@ def train_model(
     budget_seconds: float | None = None,
     trained_on: Iterable[str] = (),
     claim: Callable[[], object] = lambda: None,
+    log: Log | None = None,
 ) -> list[dict]:
     """Train in place, resuming from `fold_dir/last.pth`, and return the history, one row per epoch.
 
@@ -57,6 +91,7 @@ def train_model(
         budget_seconds: of training and validation; of epochs and budget the shorter counts.
         trained_on: the cases that the weights it starts from were trained on; they are kept with the weights.
         claim: called before the first weights are written; its error keeps them from being written.
+        log: is told of each step and epoch; by default a line per epoch is printed.
 
     Raises:
         FloatingPointError: the loss is no longer finite; the images of the batch are named, the last
@@ -65,7 +100,7 @@ def train_model(
         ValueError: batches of one image, from which this network cannot learn at this size.
         TimeoutError: training took far longer than its budget; the last checkpoint is intact.
     """
-    config = learner.config
+    config, log = learner.config, log or Log()
     _check_single(learner, train)
     with lock_folder(fold_dir):
         checkpoint = _read_checkpoint(fold_dir / "last.pth")
@@ -79,11 +114,15 @@ def train_model(
             write_csv(history, fold_dir / "history.csv")  # a kill may have come between the two files
 
         steps = split_steps(total_steps, count_batches(len(train), config.batch_size))
+        if 0 < len(history) < len(steps):
+            log.say(f"{fold_dir.name} goes on after epoch {len(history)} of {len(steps)}")
         for epoch in range(len(history), len(steps)):
             started = time.perf_counter()
             picture_dir = fold_dir / "val_outputs" / f"epoch_{epoch + 1}"
             row = {"epoch": epoch + 1}
-            row |= train_one_epoch(learner, train, steps=steps[epoch], seed=(*seed, epoch))
+            on_step = partial(log.on_step, fold_dir, epoch + 1, len(steps))
+            on_step(0.0)
+            row |= train_one_epoch(learner, train, steps=steps[epoch], seed=(*seed, epoch), on_step=on_step)
             scores = evaluate_model(
                 learner.model, validation, threshold=config.threshold, picture_dir=picture_dir
             )
@@ -92,7 +131,7 @@ def train_model(
             if epoch == 0:
                 claim()
             _write_epoch(learner, history, total_steps, fold_dir, sorted({*trained_on, *train.describe()}))
-            print(f"{fold_dir.name} {_describe_epoch(row, len(steps))}", flush=True)
+            log.on_epoch(fold_dir, history, len(steps))
             check_budget(history, n_epochs=len(steps), budget_seconds=budget_seconds, name=fold_dir.name)
     return history
 
@@ -112,8 +151,15 @@ def _write_epoch(
 
 def _describe_epoch(row: dict, n_epochs: int) -> str:
     """An epoch's row of the history in a line."""
-    scores = "  ".join(f"{name} {row[name]:.4f}" for name in ("dice", "bce", "loss", "val_dice"))
+    scores = "  ".join(f"{name} {row[name]:.4f}" for name in ("train_soft_dice", "bce", "loss", "val_dice"))
     return f"epoch {row['epoch']}/{n_epochs}  {scores}  lr {row['lr']:.1e}  {row['seconds']:.1f} s"
+
+
+def read_history(fold_dir: Path) -> list[dict]:
+    """Read a fold's `history.csv`, one row per epoch; none without it."""
+    path = fold_dir / "history.csv"
+    rows = read_csv(path) if path.is_file() else []
+    return [{name: json.loads(value) for name, value in row.items()} for row in rows]
 
 
 def find_kept(history: Sequence[dict], keep: str) -> dict:
@@ -174,22 +220,34 @@ class Learner:
         return losses
 
 
-def train_one_epoch(learner: Learner, train: TrainingSet, *, steps: int, seed: tuple[int, ...]) -> dict:
-    """Learn from `steps` batches of a new shuffle; return mean Dice, BCE and loss, and the last lr."""
+def train_one_epoch(
+    learner: Learner,
+    train: TrainingSet,
+    *,
+    steps: int,
+    seed: tuple[int, ...],
+    on_step: Callable[[float], object] = lambda share: None,
+) -> dict:
+    """Learn from `steps` batches of a new shuffle; return mean soft Dice, BCE and loss, and the last lr.
+
+    They are of augmented batches, before each step: not to be compared with Dice of validation. `on_step` is
+    called with the share of the steps that are done.
+    """
     shuffled = torch.randperm(len(train), generator=make_generator(*seed, 0))
     batches = split_batches(shuffled, learner.config.batch_size)[:steps]
     torch.manual_seed(make_seed(*seed, 1))  # dropout draws from the global generator
     each = []
-    for batch, indices in enumerate(tqdm(batches, leave=False, disable=not _is_interactive())):
+    for batch, indices in enumerate(batches):
         lr = learner.scheduler.get_last_lr()[0]
         losses = learner.step(train.images[indices], train.targets[indices], make_generator(*seed, 2, batch))
         learner.scheduler.step()
         each.append(torch.stack(losses).detach())
+        on_step((batch + 1) / len(batches))
     losses = torch.stack(each).cpu()  # (steps, 3); fetched once per epoch, since every fetch holds a GPU up
     ids = [[train.cases[index].image_id for index in indices] for indices in batches]
     check_finite(learner.model, losses[:, 0], ids)
     loss, bce, dice_loss = losses.mean(dim=0).tolist()
-    return {"dice": 1 - dice_loss, "bce": bce, "loss": loss, "lr": lr}
+    return {"train_soft_dice": 1 - dice_loss, "bce": bce, "loss": loss, "lr": lr}
 
 
 def split_batches(indices: Tensor, batch_size: int) -> list[Tensor]:
@@ -393,11 +451,6 @@ def one_cycle(step: int, total_steps: int) -> float:
     """
     done, rise = (step + 1) / (total_steps + 1), 0.2
     return done / rise if done < rise else 0.5 + 0.5 * math.cos(math.pi * (done - rise) / (1 - rise))
-
-
-def _is_interactive() -> bool:
-    """Whether somebody watches, in a terminal, Jupyter or VS Code; not papermill, not Kaggle's batch runs."""
-    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
 
 
 def _read_checkpoint(path: Path) -> dict | None:

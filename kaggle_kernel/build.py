@@ -21,10 +21,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from papermill.parameterize import parameterize_notebook
 
 from ctseg.arguments import add_parameters, parse_arguments, read_arguments
-from ctseg.config import Config, fill_settings
+from ctseg.config import Config, fill_settings, list_changes
 from ctseg.contest import A0
 from ctseg.files import print_anywhere, read_json, write_json, write_text
 from ctseg.model import check_encoder
+from ctseg.pairs import find_tried, reset_parameters
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _UNPACKED = "/tmp/ctseg_kernel"  # below /kaggle/working it would become output
@@ -41,7 +42,7 @@ _SECRETS = (
 _SUBMISSION = """# The submission
 
 Next to `runs/`, and valid; checkpoints and other files that nobody downloads are removed."""
-_OF_SWEEPS = {"compare.py", "child.py", "cluster.py", "sweep.py"}
+_NOT_SENT = {"compare.py", "child.py", "cluster.py", "sweep.py", "pairs.py", "execute.py"}
 _ATTACH = """from kaggle_kernel.session import attach_run, tidy_run
 
 if attach_run(run, weights):
@@ -75,7 +76,7 @@ def build_kernel(root: Path, parameters: dict) -> NotebookNode:
         new_code_cell("from ctseg.device import check_gpus\n\nprint(check_gpus())"),
         new_code_cell(_ATTACH),
         new_code_cell("from ctseg.runs import make_config, open_run, read_parameters"),
-        _find_cells(notebooks[0], "setup")[1],
+        _find_cells(_find_training(notebooks), "setup")[1],
         *(cell for notebook in notebooks for cell in _find_body(notebook)),
         new_markdown_cell(_SUBMISSION),
         new_code_cell('tidy_run(run_dir, test.cases, config)\nprint(open("submission.csv").read(200))'),
@@ -138,12 +139,12 @@ def _find_cells(cells: Sequence[NotebookNode], *tags: str) -> list[NotebookNode]
 
 
 def _read_notebook(path: Path) -> list[NotebookNode]:
-    """The cells of a notebook.
+    """The cells of a notebook, with its parameters' defaults: values that were tried and saved stay here.
 
     Raises:
         ValueError: its tagged cells are not a text, the parameters and the settings, in this order.
     """
-    cells = jupytext.read(path).cells
+    cells = reset_parameters(jupytext.read(path)).cells
     tags = [tag for cell in cells for tag in cell.metadata.get("tags", []) if tag in ("parameters", "setup")]
     if tags != ["setup", "parameters", "setup"]:
         raise ValueError(
@@ -154,9 +155,14 @@ def _read_notebook(path: Path) -> list[NotebookNode]:
 
 def _find_parameters(notebooks: Sequence[Sequence[NotebookNode]]) -> list[NotebookNode]:
     """The longest parameters cell, which is training's, and the text above it."""
-    cells = max(notebooks, key=lambda cells: len(_find_cells(cells, "parameters")[0].source))
+    cells = _find_training(notebooks)
     text, *_ = _find_cells(cells, "setup")
     return [text, *_find_cells(cells, "parameters")]
+
+
+def _find_training(notebooks: Sequence[Sequence[NotebookNode]]) -> Sequence[NotebookNode]:
+    """The notebook that trains: it has the longest parameters cell."""
+    return max(notebooks, key=lambda cells: len(_find_cells(cells, "parameters")[0].source))
 
 
 def _find_body(notebook: Sequence[NotebookNode]) -> list[NotebookNode]:
@@ -168,12 +174,12 @@ def _find_body(notebook: Sequence[NotebookNode]) -> list[NotebookNode]:
 def _sort_by_map(root: Path) -> list[Path]:
     """The files of the package in the order of its map, new ones last; then the kernel's own one.
 
-    Those of sweeps stay here: a kernel is a single run.
+    Those of sweeps stay here, since a kernel is a single run, and those of notebooks as files.
     """
     text = (root / "ctseg" / "__init__.py").read_text(encoding="utf-8")
     order = ["__init__.py", *re.findall(r"\w+\.py", text)]
     places = {name: place for place, name in enumerate(order)}
-    sources = [path for path in root.glob("ctseg/*.py") if path.name not in _OF_SWEEPS]
+    sources = [path for path in root.glob("ctseg/*.py") if path.name not in _NOT_SENT]
     files = sorted(sources, key=lambda path: (places.get(path.name, len(places)), path.name))
     return [*files, root / "kaggle_kernel" / "session.py"]
 
@@ -220,6 +226,8 @@ def _check_parameters(parameters: dict, *, internet: bool, attached: bool) -> No
             or weights that are not on Kaggle.
     """
     config = Config(**fill_settings(parameters))
+    for name, (value, expected) in list_changes(config).items():
+        print(f"differs from {config.preset}: {name} {value!r} instead of {expected!r}")
     check_encoder(config.encoder)
     for name in ("data_root", "weights"):
         value = getattr(config, name)
@@ -357,6 +365,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(metadata, arguments.out / "kernel-metadata.json")
     print(f"{path}: {len(kernel.cells)} cells, {size:,} bytes as sent, for {metadata['id']}")
     print(", ".join(f"{name} {value}" for name, value in parameters.items()))
+    for source in sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.py")):
+        for name, value in find_tried(jupytext.read(source)).items():
+            print(f'left out: {name} = {value}, saved in {source.stem}; to pass it, ARGS="-p {name} …"')
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ from pathlib import Path
 from ctseg.contest import KAGGLE_INPUT, Contest
 from ctseg.data import Case
 from ctseg.files import PARTIAL, read_json
-from ctseg.folds import read_history
 from ctseg.paths import find_run_dir
 from ctseg.runs import PLACES
 from ctseg.submission import check_submission
-from ctseg.train import find_kept
 
 
 def attach_run(run: str, weights: str | None = None) -> Path | None:
@@ -72,8 +70,7 @@ def _read_name(path: Path) -> str | None:
 def tidy_run(run_dir: Path, test_cases: Sequence[Case], contest: Contest) -> None:
     """Copy the submission next to `runs/` and check it there; then remove the files that nobody downloads.
 
-    That is checkpoints, test masks, where the data were, and validation pictures except those that 03 shows:
-    of the first epoch and of the one that was kept.
+    That is test masks, and where the data were. A fold that is not finished keeps its checkpoint.
 
     Raises:
         OSError, ValueError: the submission is not there, or not valid; nothing is removed.
@@ -83,13 +80,6 @@ def tidy_run(run_dir: Path, test_cases: Sequence[Case], contest: Contest) -> Non
     submission = Path(shutil.copy(run_dir / "submission.csv", "submission.csv"))
     check_submission(submission, test_cases, contest)
     shutil.rmtree(run_dir / "predicted_masks", ignore_errors=True)
-    for pattern in (PLACES, "fold*/last.pth", "**/.lock", f"**/{PARTIAL}*"):
+    for pattern in (PLACES, "**/.lock", f"**/{PARTIAL}*"):
         for path in list(run_dir.glob(pattern)):
-            if path.name != "last.pth" or (path.parent / "oof.npz").is_file():  # else it resumes from there
-                path.unlink()
-    keep = read_json(run_dir / "config.json")["keep"]
-    for history in run_dir.glob("fold*/history.csv"):
-        kept = find_kept(read_history(history.parent), keep)["epoch"]
-        for picture_dir in history.parent.glob("val_outputs/epoch_*"):
-            if picture_dir.name not in ("epoch_1", f"epoch_{kept}"):
-                shutil.rmtree(picture_dir)
+            path.unlink()

@@ -18,9 +18,10 @@
 # %%
 import numpy as np
 
-from ctseg.check import check_dataset, stop_at_errors
+from ctseg.check import COLUMNS, check_dataset, count_pairs, stop_at_errors
 from ctseg.explore import describe_cases
 from ctseg.files import write_csv
+from ctseg.page import keep_figure
 from ctseg.plots import plot_cases, plot_colors, plot_distributions, table
 from ctseg.runs import make_config, make_dataset, open_run, read_parameters
 
@@ -28,29 +29,31 @@ from ctseg.runs import make_config, make_dataset, open_run, read_parameters
 # ## Parameters
 #
 # papermill replaces values with `-p name value`; any other field of `ctseg.config.Config` can be passed in
-# the same way. A value that is not given comes from the run, if it exists, else from the preset.
+# the same way. A value that is not given comes from the run, if it has begun to train, else from the preset:
+# nothing that only training decides is fixed here.
 
 # %% tags=["parameters"]
-preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)
+preset: str = None  # quick (the default: minutes, from scratch), baseline (the reference), strong (the best)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 
 # %% tags=["setup"]
+config = run_dir = None  # after an error no cell below goes on with earlier settings
 config = make_config(**read_parameters(globals()))
-run_dir = open_run(config)
+run_dir = open_run(config, trains=False)
 config
 
 # %% [markdown]
 # ## Is anything wrong with the files?
 #
 # A shifted name or a mask of the wrong size costs more than any network gains. *Errors* stop this notebook,
-# before they cost a run of hours; *warnings* say how the file is still read. No rows: nothing was found.
+# before they cost a run of hours; *warnings* say how the file is still read.
 
 # %%
 has_window = None not in (config.window_low, config.window_high)
 problems = check_dataset(config.data_root, config, has_window=has_window)
-write_csv(problems, run_dir / "data_check.csv")
-table(problems)
+write_csv(problems, run_dir / "data_check.csv", columns=COLUMNS)
+table(problems, otherwise=f"nothing found in {count_pairs(config.data_root, config)} pairs")
 
 # %%
 stop_at_errors(problems)
@@ -65,7 +68,7 @@ stop_at_errors(problems)
 train, test = make_dataset(config, "train"), make_dataset(config, "test")
 descriptions = describe_cases(train.cases, train.window)
 print(f"{len(train)} training pairs, {len(test)} test images in {config.data_root}")
-plot_distributions(descriptions)
+keep_figure(plot_distributions(descriptions), run_dir, "1 Sizes, aspect ratios, mask areas")
 
 # %% [markdown]
 # ## Color and contrast
@@ -74,7 +77,7 @@ plot_distributions(descriptions)
 # than the others, `-p weight_channels_by_contrast True` may be worth a try.
 
 # %%
-plot_colors(descriptions)
+keep_figure(plot_colors(descriptions), run_dir, "1 Color and contrast")
 
 # %% [markdown]
 # ## A contact sheet
@@ -85,11 +88,12 @@ plot_colors(descriptions)
 # %%
 by_area = np.argsort([row["mask_area"] for row in descriptions])
 shown = [train[int(i)] for i in by_area[np.linspace(0, len(train) - 1, 12).astype(int)]]
-plot_cases(
+figure = plot_cases(
     [image[:, *letterbox.inside].permute(1, 2, 0).numpy() for image, _, letterbox in shown],
     [target[0][letterbox.inside].numpy() > 127 for _, target, letterbox in shown],
     titles=["{} × {}".format(*letterbox.original_size) for _, _, letterbox in shown],
 )
+keep_figure(figure, run_dir, "1 Training images with their masks")
 
 # %% [markdown]
 # ## Write the artifacts

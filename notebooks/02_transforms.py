@@ -24,7 +24,8 @@ from ctseg.config import AUGMENTATIONS
 from ctseg.data import read_image
 from ctseg.explore import tabulate_round_trip
 from ctseg.files import write_csv
-from ctseg.plots import plot_batch, plot_cases, table
+from ctseg.page import keep_figure
+from ctseg.plots import plot_batch, plot_cases, plot_round_trip, table
 from ctseg.runs import make_config, make_dataset, open_run, read_parameters
 from ctseg.seeds import make_generator
 from ctseg.transforms import to_float, weight_channels_by_contrast
@@ -33,16 +34,18 @@ from ctseg.transforms import to_float, weight_channels_by_contrast
 # ## Parameters
 #
 # papermill replaces values with `-p name value`; any other field of `ctseg.config.Config` can be passed in
-# the same way. A value that is not given comes from the run, if it exists, else from the preset.
+# the same way. A value that is not given, or None, comes from the run, if it has begun to train, else from
+# the preset.
 
 # %% tags=["parameters"]
-preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)
+preset: str = None  # quick (the default: minutes, from scratch), baseline (the reference), strong (the best)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 
 # %% tags=["setup"]
+config = run_dir = None  # after an error no cell below goes on with earlier settings
 config = make_config(**read_parameters(globals()))
-run_dir = open_run(config)
+run_dir = open_run(config, trains=False)
 config
 
 # %% [markdown]
@@ -57,7 +60,8 @@ train = make_dataset(config, "train")
 picks = np.linspace(0, len(train) - 1, 6).astype(int)
 images, targets, letterboxes = zip(*[train[int(i)] for i in picks])
 titles = [f"{box.original_size} in {box.target_size}²" for box in letterboxes]
-plot_batch(to_float(torch.stack(images)), to_float(torch.stack(targets)), titles=titles)
+figure = plot_batch(to_float(torch.stack(images)), to_float(torch.stack(targets)), titles=titles)
+keep_figure(figure, run_dir, "2 Images in their squares")
 
 # %% [markdown]
 # ## One random change at a time
@@ -71,7 +75,8 @@ copies = [torch.stack([values] * 6) for values in (images[2], targets[2])]
 changes = [Augment(**{name: strength}) for name, strength in AUGMENTATIONS.items()]
 batches = [TrainTransform(change)(*copies, make_generator(1)) for change in changes]
 titles = [f"{name} {strength}" for name, strength in AUGMENTATIONS.items() for _ in range(6)]
-plot_batch(*map(torch.cat, zip(*batches)), titles=titles)
+figure = plot_batch(*map(torch.cat, zip(*batches)), titles=titles)
+keep_figure(figure, run_dir, "2 One random change at a time")
 
 # %% [markdown]
 # ## All of them together
@@ -82,7 +87,7 @@ plot_batch(*map(torch.cat, zip(*batches)), titles=titles)
 train_transform = TrainTransform(Augment(**config.augmentation()))
 batch = torch.stack(images), torch.stack(targets)
 batches = [train_transform(*batch, make_generator(config.seed, draw)) for draw in range(3)]
-plot_batch(*map(torch.cat, zip(*batches)))
+keep_figure(plot_batch(*map(torch.cat, zip(*batches))), run_dir, "2 Training batches")
 
 # %% [markdown]
 # ## Channels with contrast
@@ -94,7 +99,8 @@ plot_batch(*map(torch.cat, zip(*batches)))
 # %%
 stored = [read_image(train.cases[int(i)].image, min_size=256, window=train.window) for i in picks]
 weighted = [weight_channels_by_contrast(image) for image in stored]
-plot_cases([*stored, *weighted], titles=["stored"] * 6 + ["weighted"] * 6)
+figure = plot_cases([*stored, *weighted], titles=["stored"] * 6 + ["weighted"] * 6)
+keep_figure(figure, run_dir, "2 Channels weighted by contrast")
 
 # %% [markdown]
 # ## The round trip
@@ -107,6 +113,9 @@ plot_cases([*stored, *weighted], titles=["stored"] * 6 + ["weighted"] * 6)
 every = max(1, len(train) // 100)
 rows = tabulate_round_trip(train.cases[::every], (64, 96, 128, 192, 256, 384, 512))
 table(rows)
+
+# %%
+keep_figure(plot_round_trip(rows), run_dir, "2 What a perfect network could reach")
 
 # %% [markdown]
 # ## Write the artifact

@@ -13,9 +13,9 @@
 # weights are kept, because validation did not pick them; in `baseline`, and with `keep = "best"`, those of
 # the epoch with the highest validation Dice.
 #
-# *Input:* the data set. *Artifacts:* `runs/<run>/fold<k>/` with `best_unet_model.pth`, `last.pth` (from which
-# a stopped run resumes), `history.csv`, `val_outputs/` and `oof.npz` (the predictions on the images that the
-# fold did not train on).
+# *Input:* the data set. *Artifacts:* `runs/<run>/fold<k>/` with `best_unet_model.pth`, `history.csv`,
+# `val_outputs/` and `oof.npz` (the predictions on the images that the fold did not train on); until it is
+# finished `last.pth` too, from which a stopped run resumes.
 
 # %%
 from dataclasses import replace
@@ -27,6 +27,7 @@ from PIL import Image
 from ctseg.data import load_training_set
 from ctseg.device import choose_precision, find_device
 from ctseg.folds import assign_folds, train_folds
+from ctseg.page import keep_figure
 from ctseg.plots import plot_cases, plot_history, table
 from ctseg.runs import make_config, make_dataset, make_network, open_run, read_parameters
 from ctseg.tables import check_tables
@@ -36,10 +37,11 @@ from ctseg.train import find_kept
 # ## Parameters
 #
 # papermill replaces values with `-p name value`; any other field of `ctseg.config.Config` can be passed in
-# the same way. `None` means what the run says, if it exists, else what the preset says.
+# the same way. `None` means what the run says, if it exists, else what the preset says. Once a fold has
+# weights, other settings are refused: they are another run's.
 
 # %% tags=["parameters"]
-preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)
+preset: str = None  # quick (the default: minutes, from scratch), baseline (the reference), strong (the best)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 fold: int = None  # train this fold only, 0 to n_folds - 1; None for all
@@ -54,6 +56,7 @@ weights: str = None  # of the encoder: "" from scratch, "default" torchvision's 
 seed: int = None  # of the split, the initial weights and every random draw
 
 # %% tags=["setup"]
+config = run_dir = None  # after an error no cell below goes on with earlier settings
 config = make_config(**read_parameters(globals()))
 run_dir = open_run(config)
 config
@@ -97,14 +100,15 @@ print(f"{type(model).__name__}: {millions:.2f} M parameters, on {device} in {cho
 # %% [markdown]
 # ## Training
 #
-# One line per epoch: Dice, BCE and combined loss on the training batches, validation Dice, the learning rate,
-# seconds. Stopped? Run it again with the same parameters and it goes on after the last whole epoch.
+# A bar for the whole run; without a live notebook, a line per epoch. Dice is that of validation, hard and at
+# each image's own size; the *soft* Dice of augmented training batches is another measure, and usually lower.
+# Stopped? Run it again with the same parameters and it goes on after the last whole epoch.
 
 # %%
 histories = train_folds(config, run_dir, training_set)
 
 # %%
-plot_history(histories)
+keep_figure(plot_history(histories), run_dir, "3 Training")
 
 # %% [markdown]
 # ## The epoch whose weights are kept
@@ -122,10 +126,12 @@ table([{"fold": k, **row} for k, row in kept.items()])
 
 # %%
 k, row = max(kept.items())
-picture_dirs = [run_dir / f"fold{k}" / "val_outputs" / f"epoch_{epoch}" for epoch in (1, row["epoch"])]
+epochs = sorted({1, row["epoch"]})
+picture_dirs = [run_dir / f"fold{k}" / "val_outputs" / f"epoch_{epoch}" for epoch in epochs]
 paths = [path for picture_dir in picture_dirs for path in sorted(picture_dir.glob("[!.]*.png"))]
 titles = [f"{path.parent.name}: {path.stem}" for path in paths]
-plot_cases([np.asarray(Image.open(path)) for path in paths], titles=titles, columns=4)
+figure = plot_cases([np.asarray(Image.open(path)) for path in paths], titles=titles, columns=4)
+keep_figure(figure, run_dir, "3 The first epoch and the kept one")
 
 # %% [markdown]
 # ## The artifacts are there

@@ -13,8 +13,9 @@
 # the largest component is right where there is one region per image, and wrong where there are many.
 #
 # *Input:* the trained folds of `runs/<run>/`; nothing is trained here. *Artifacts:* `postprocess.json`,
-# `predicted_masks/*.png`, `submission.csv`, `examples.png`, `summary.json`; of new images, all but the first
-# and the last below `predictions/<folder>-<checksum of its path>/`.
+# `predicted_masks/*.png`, `submission.csv`, `examples.png`, `scores.csv`, `summary.json`, and `report.html`,
+# the page to read; of new images the masks, the submission and the examples, below
+# `predictions/<folder>-<checksum of its path>/`.
 
 # %%
 from pathlib import Path
@@ -25,7 +26,8 @@ from IPython.display import display
 from ctseg.check import check_images, print_warnings
 from ctseg.data import drop_unreadable, read_image
 from ctseg.files import atomic_path, lock_folder, write_json
-from ctseg.folds import find_folds, load_folds
+from ctseg.folds import describe_unfinished, find_folds, find_oof, load_folds
+from ctseg.page import keep_figure
 from ctseg.phantom import read_kinds
 from ctseg.plots import plot_cases, plot_gains, plot_predictions, plot_scores, table
 from ctseg.postprocess import (
@@ -37,7 +39,7 @@ from ctseg.postprocess import (
     tabulate_choice,
 )
 from ctseg.predict import OutOfFold, find_true_masks, predict_masks, read_masks, score_masks, write_masks
-from ctseg.report import summarize, write_summary
+from ctseg.report import summarize, write_cases, write_report, write_summary
 from ctseg.runs import (
     find_new_folder,
     keep_format,
@@ -48,29 +50,35 @@ from ctseg.runs import (
     open_run,
     read_parameters,
 )
-from ctseg.submission import check_submission, write_submission
+from ctseg.submission import check_submission, describe_submission, write_submission
 from ctseg.tables import check_tables
 
 # %% [markdown] tags=["setup"]
 # ## Parameters
 #
 # papermill replaces values with `-p name value`; any other field of `ctseg.config.Config` can be passed in
-# the same way. A value that is not given comes from the run, if it exists: `-p run name` is enough.
+# the same way. A value that is not given, or None, comes from the run: `-p run name` is enough.
 
 # %% tags=["parameters"]
-preset: str = "quick"  # quick (minutes, from scratch), baseline (the reference) or strong (the best we know)
+preset: str = None  # quick (the default: minutes, from scratch), baseline (the reference), strong (the best)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 predict_folder: str = ""  # folder of images to predict instead of the test images; needs no training data
+use_unfinished: bool = False  # make do with the epochs that unfinished folds have
 
 # %% tags=["setup"]
+config = run_dir = None  # after an error no cell below goes on with earlier settings
 config = make_config(**read_parameters(globals()))
-run_dir = open_run(config)
+run_dir = open_run(config, trains=False)
 config
 
 # %%
-fold_dirs = find_folds(run_dir)
+fold_dirs = find_folds(run_dir, unfinished=config.use_unfinished)
 print(f"using {', '.join(fold_dir.name for fold_dir in fold_dirs)} of {config.n_folds}")
+unfinished = describe_unfinished(run_dir)
+for text in unfinished:
+    otherwise = "used as it is" if config.use_unfinished else "left out, unless use_unfinished is True"
+    print(f"{text}: {otherwise}; 03 goes on with it")
 if config.predict_folder:
     new_folder = find_new_folder(config)
     validation, test = None, make_new_dataset(config, run_dir, new_folder)
@@ -78,7 +86,7 @@ if config.predict_folder:
 else:
     train, test, out_dir = make_dataset(config, "train"), make_dataset(config, "test"), run_dir
     check_tables(Path(config.data_root), config, limit=100)
-    validation = OutOfFold([fold_dir / "oof.npz" for fold_dir in fold_dirs], train.cases)
+    validation = OutOfFold(find_oof(config, run_dir), train.cases)
     print(f"{len(validation.cases)} validation images, {len(test)} test images")
 
 # %% [markdown]
@@ -92,7 +100,7 @@ else:
 baseline = PostProcess(threshold=config.threshold)
 if validation:
     baseline_scores = validation.score(baseline)
-    display(plot_scores(baseline_scores))
+    display(keep_figure(plot_scores(baseline_scores), run_dir, "4 Dice of each validation image"))
 
 # %%
 if validation:
@@ -104,7 +112,7 @@ if validation:
         [make_mask(*pair, baseline) for pair in zip(probabilities, letterboxes)],
         titles=[f"{validation.cases[index].image_id}: {baseline_scores[index]:.3f}" for index in worst],
     )
-    display(figure)
+    display(keep_figure(figure, run_dir, "4 The worst cases, plain threshold"))
 
 # %% [markdown]
 # True masks green, predictions magenta.
@@ -120,7 +128,7 @@ if validation:
 if validation:
     chosen = choose_postprocess(validation.score_each, baseline)
     rows = tabulate_choice(validation.score_each, baseline, chosen)
-    display(table(rows), plot_gains(rows))
+    display(table(rows), keep_figure(plot_gains(rows), run_dir, "4 What each post-processing is worth"))
 else:
     chosen = read_choice(run_dir / "postprocess.json", otherwise=baseline)
     if not (run_dir / "postprocess.json").is_file():
@@ -181,7 +189,7 @@ if test:
     figure = plot_predictions(first, mask_dir, window=test.window, true_masks=true_masks)
     with atomic_path(out_dir / "examples.png") as partial:
         figure.savefig(partial, dpi=110, bbox_inches="tight")
-    display(figure)
+    display(figure if config.predict_folder else keep_figure(figure, run_dir, "4 Test images"))
 
 # %% [markdown]
 # ## Scores
@@ -203,15 +211,24 @@ table([{"": name, **summary} for name, summary in summaries.items()])
 
 # %% [markdown]
 # ## The artifacts are there
+#
+# `report.html` begins with the result; it is one file, to be opened anywhere or sent to a colleague.
 
 # %%
-if validation:
-    summary = write_summary(run_dir, scores=summaries, postprocess=str(chosen))
-    for name, reason in summary["failed"].items():
-        print(f"FAILED and left out: {name}, {reason}")
+checked = ""
 if test:
     check_submission(out_dir / "submission.csv", test.cases, config)
+    checked = describe_submission(out_dir / "submission.csv", config)
     if not config.predict_folder:
         keep_format(config, run_dir)
     print(f"masks in {mask_dir}, a picture of them in {out_dir / 'examples.png'}")
-    print(f"{out_dir / 'submission.csv'}: {len(test)} rows, valid")
+    print(f"{out_dir}/{checked}")
+
+# %%
+if validation:
+    write_cases(run_dir, validation, chosen, train.window)
+    texts = {"postprocess": str(chosen), "unfinished": unfinished, "submission": checked}
+    summary = write_summary(run_dir, scores=summaries, **texts)
+    for name, reason in summary["failed"].items():
+        print(f"FAILED and left out: {name}, {reason}")
+    print(f"report: {write_report(run_dir)}")

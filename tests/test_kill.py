@@ -21,8 +21,9 @@ import torch
 from conftest import REPOSITORY, as_arguments
 
 from ctseg.files import PARTIAL
-from ctseg.folds import read_history, train_folds
+from ctseg.folds import train_folds
 from ctseg.runs import make_config, open_run
+from ctseg.train import read_history
 
 pytestmark = pytest.mark.kill
 

@@ -24,14 +24,14 @@ from ctseg.contest import A0
 from ctseg.data import SegmentationDataset, load_training_set, map_threads, read_image, read_size
 from ctseg.device import choose_precision, find_device
 from ctseg.files import atomic_path, write_json
-from ctseg.folds import assign_folds, read_history, train_fold
+from ctseg.folds import assign_folds, train_fold
 from ctseg.paths import find_run_dir
 from ctseg.plots import new_axes
 from ctseg.predict import ORIENTATIONS, predict_probabilities
 from ctseg.runs import make_config, make_dataset, make_network
 from ctseg.seeds import make_generator
 from ctseg.submission import decode_rle, encode_rle
-from ctseg.train import Learner
+from ctseg.train import Learner, read_history
 
 
 def measure(function: Callable, *, repeat: int = 3) -> float:

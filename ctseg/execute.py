@@ -1,0 +1,69 @@
+"""Run the notebooks headless, in turn, into a run's folder: papermill, and nothing left from trying values.
+
+`python -m ctseg.execute [--only NAME] -r run NAME -p name value -f file.yaml` is what `make run` calls.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from ctseg.arguments import add_parameters, parse_arguments, read_arguments
+from ctseg.config import Config, fill_settings
+from ctseg.files import print_anywhere
+from ctseg.pairs import check_pairs, reset_parameters
+from ctseg.paths import find_repository, find_run_dir
+
+_QUIET = ["--IPKernelApp.log_level=40"]  # no warnings of the kernel's own on the terminal
+
+
+def run_notebook(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:
+    """Run a notebook with these parameters alone; what it prints is printed, `output` is the executed copy.
+
+    Raises:
+        PapermillExecutionError: a cell failed; the copy has the whole traceback.
+    """
+    notebook = reset_parameters(nbformat.read(path, as_version=4))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        notebook,
+        output,
+        parameters=dict(parameters),
+        progress_bar=False,
+        stdout_file=sys.stdout,
+        extra_arguments=_QUIET,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the notebooks as the command line says; exit with status 1 at the first that fails."""
+    parser = argparse.ArgumentParser(description="Run the notebooks headless, in turn.")
+    parser.add_argument("--only", default="[0-9][0-9]_*", help="the name of one of them")
+    add_parameters(parser)
+    given = parse_arguments(parser, argv)
+    root = find_repository()
+    try:
+        parameters = read_arguments(given)
+        run_dir = find_run_dir(Config(**fill_settings(parameters)).run)
+        check_pairs(root)
+        paths = sorted((root / "notebooks").glob(f"{given.only}.py"))
+        for path in paths:
+            name = "predict" if parameters.get("predict_folder") else path.stem
+            output = run_dir / f"{name}.ipynb"
+            run_notebook(path.with_suffix(".ipynb"), output, parameters)
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"not run: {error}")
+    except PapermillExecutionError as error:
+        sys.exit(f"{path.stem} failed: {error.ename}: {error.evalue} (the traceback is in {output})")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on after the last whole epoch")
+
+
+if __name__ == "__main__":
+    print_anywhere()
+    main()

@@ -1,0 +1,116 @@
+"""How training tells whoever watches a live notebook where it is: one bar for all folds, and their curves."""
+
+import html
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from IPython import get_ipython
+from IPython.display import HTML, display
+
+from ctseg.plots import plot_history
+from ctseg.train import Log, read_history
+
+_PAUSE = 0.5  # seconds between two states of the bar
+_DRAWING = 0.05  # the share of the time that drawing curves may take
+
+
+def is_live() -> bool:
+    """Whether this is a notebook that somebody watches, in Jupyter, VS Code, Colab or Kaggle's editor.
+
+    Not papermill, nor Kaggle's run of a whole kernel, which would keep every update.
+    """
+    kaggle = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
+    server = kaggle is None and bool({"JPY_SESSION_NAME", "VSCODE_PID"} & os.environ.keys())
+    is_watched = server or kaggle == "Interactive" or "google.colab" in sys.modules
+    return is_watched and hasattr(get_ipython(), "kernel")
+
+
+class Display(Log):
+    """A bar over all folds that are asked for, and the curves of those that train, updated in place."""
+
+    def __init__(self, fold_dirs: Sequence[Path]):
+        super().__init__(fold_dirs)
+        self.shares = dict.fromkeys(fold_dirs, 0.0)  # of each fold that are done
+        self.histories: dict[Path, list[dict]] = {}  # of the folds that train
+        self.lines: list[str] = []
+        self.began: tuple[float, float] | None = None  # the time of the first step, and the share done then
+        self.next_bar = self.next_curves = 0.0
+        self.bar = display(HTML("starting"), display_id=True)
+        self.curves = display(HTML(""), display_id=True)
+
+    def say(self, line: str) -> None:
+        """Show a line above the bar."""
+        self.lines.append(line)
+        self._show_bar()
+
+    def pass_on(self, line: str) -> None:
+        """Take in a line of a fold that trains in another process."""
+        found = re.match(r"(fold\d+) epoch (\d+)/(\d+) ", line)
+        if not found:
+            return self.say(line.rstrip())
+        fold_dir = next(path for path in self.shares if path.name == found[1])
+        self.on_step(fold_dir, int(found[2]), int(found[3]), 1.0)
+        self.on_epoch(fold_dir, read_history(fold_dir), int(found[3]))
+
+    def on_step(self, fold_dir: Path, epoch: int, n_epochs: int, share: float) -> None:
+        """Move the bar."""
+        super().on_step(fold_dir, epoch, n_epochs, share)
+        self.shares[fold_dir] = (epoch - 1 + share) / n_epochs
+        self.began = self.began or (time.monotonic(), self._total())
+        if time.monotonic() >= self.next_bar:
+            self._show_bar()
+
+    def on_epoch(self, fold_dir: Path, history: Sequence[dict], n_epochs: int) -> None:
+        """Draw the curves, if that takes a small share of the time only."""
+        self.histories[fold_dir] = list(history)
+        self._show_bar()
+        started = time.monotonic()
+        if started >= self.next_curves:
+            histories = {int(path.name.removeprefix("fold")): rows for path, rows in self.histories.items()}
+            self.curves.update(plot_history(histories))
+            now = time.monotonic()
+            self.next_curves = now + (now - started) / _DRAWING
+
+    def on_end(self, fold_dir: Path) -> None:
+        """Take a fold that trains no more off the curves."""
+        super().on_end(fold_dir)
+        self.shares[fold_dir] = 1.0
+        self.histories.pop(fold_dir, None)
+        self._show_bar()
+
+    def close(self) -> None:
+        """Remove the curves: the next cell draws those of all folds."""
+        self._show_bar()
+        self.curves.update(HTML(""))
+
+    def _total(self) -> float:
+        """The share of all folds that is done."""
+        return sum(self.shares.values()) / len(self.shares)
+
+    def _show_bar(self) -> None:
+        self.next_bar = time.monotonic() + _PAUSE
+        texts = [html.escape(line) for line in [*self.lines, self._describe()]]
+        bar = f'<progress value="{self._total():.4f}" style="width: 100%"></progress>'
+        self.bar.update(HTML("<br>".join([*texts[:-1], bar, texts[-1]])))
+
+    def _describe(self) -> str:
+        """Where training is, in a line."""
+        texts = [self._describe_fold(*place) for place in self.places.items()]
+        if texts and self.began and self._total() > self.began[1]:
+            elapsed = time.monotonic() - self.began[0]
+            left = elapsed * (1 - self._total()) / (self._total() - self.began[1])
+            texts.append(f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
+        return " · ".join(texts) or f"{sum(share == 1 for share in self.shares.values())} folds done"
+
+    def _describe_fold(self, fold_dir: Path, place: tuple[int, int]) -> str:
+        """A fold's place among all, its epoch and its best score so far."""
+        number = list(self.shares).index(fold_dir) + 1
+        text = f"{fold_dir.name} ({number} of {len(self.shares)}), epoch {place[0]}/{place[1]}"
+        if fold_dir not in self.histories:
+            return text
+        best = max(self.histories[fold_dir], key=lambda row: row["val_dice"])
+        return f"{text}, best validation Dice {best['val_dice']:.4f} in epoch {best['epoch']}"
