@@ -1,22 +1,28 @@
 """Compare runs image by image: which gains are more than chance, and how much of the winner's is luck."""
 
-import base64
+import argparse
 import html
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
-from ctseg.files import atomic_path, write_csv, write_text
+from ctseg.data import read_image
+from ctseg.files import atomic_path, print_anywhere, write_csv
 from ctseg.fingerprint import read_mask_digests
 from ctseg.folds import find_folds
-from ctseg.paths import find_run_dir, find_run_name
+from ctseg.page import caption, draw_case, draw_svg, embed, write_page
+from ctseg.paths import find_repository, find_run_dir, find_run_name
 from ctseg.plots import plot_forest, table
-from ctseg.predict import read_scores
+from ctseg.postprocess import PostProcess, make_mask
+from ctseg.predict import OutOfFold, read_scores
+from ctseg.runs import make_config, make_dataset
 from ctseg.train import read_history
 
 MIN_IMAGES = 50  # with fewer, in simulations, no kind of interval held as often as it should
@@ -73,6 +79,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         """The tables with the notes, for a notebook."""
         tables = [table(rows, max_rows=len(rows)).data for rows in (self.rows, self.effects) if rows]
+        tables = [f'<div class="wide">{text}</div>' for text in tables]
         return "".join([*tables, *(f"<p>{html.escape(note)}</p>" for note in self.notes)])
 
 
@@ -85,7 +92,8 @@ def compare_runs(*names: str) -> Comparison:
     """
     comparison = compare([Configuration(name, find_folds(find_run_dir(name))) for name in names])
     if len(comparison.rows) < len(names):
-        raise ValueError("; ".join(note for note in comparison.notes if note.startswith("left out")))
+        left_out = "; ".join(note for note in comparison.notes if note.startswith("left out"))
+        raise ValueError(f"{left_out}; compare runs with the same seed, split and folds, or with all folds")
     return comparison
 
 
@@ -311,10 +319,69 @@ def write_leaderboard(folder: Path, comparison: Comparison) -> None:
     figure = plot_forest(comparison.rows, comparison.fold_gains, comparison.effects)
     with atomic_path(folder / "leaderboard.png") as partial:
         figure.savefig(partial, dpi=110)
-    picture = base64.b64encode((folder / "leaderboard.png").read_bytes()).decode()
-    body = f'{comparison._repr_html_()}<img src="data:image/png;base64,{picture}">'
-    style = "body {font-family: sans-serif} td, th {padding: 0 0.6em; text-align: left}"
-    write_text(
-        f"<!DOCTYPE html><meta charset=utf-8><title>{folder.name}</title><style>{style}</style>{body}\n",
-        folder / "leaderboard.html",
-    )
+    write_page(folder / "leaderboard.html", folder.name, _show_comparison(folder.name, comparison))
+
+
+def _show_comparison(title: str, comparison: Comparison) -> str:
+    """The tables and the picture of a comparison, as HTML."""
+    figure = plot_forest(comparison.rows, comparison.fold_gains, comparison.effects)
+    picture = embed(draw_svg(figure).encode(), ".svg", "the gain of each over the base, with its interval")
+    tables = comparison._repr_html_()
+    return f'<h1>{html.escape(title)}</h1>{tables}<div class="wide">{picture}</div>'
+
+
+def draw_differences(*names: str, n_cases: int = 6) -> str:
+    """The validation images on which runs differ most in Dice, as each run predicts them: HTML.
+
+    Masks are those of a plain threshold, as in the table.
+    """
+    train = make_dataset(make_config(run=names[0]), "train")
+    runs = {
+        name: OutOfFold([path / "oof.npz" for path in find_folds(find_run_dir(name))], train.cases)
+        for name in names
+    }
+    plain = PostProcess()
+    dice = {
+        name: dict(zip((case.image_id for case in run.cases), run.score(plain))) for name, run in runs.items()
+    }
+    images = set.intersection(*(set(scores) for scores in dice.values()))
+    spread = {image: np.ptp([scores[image] for scores in dice.values()]) for image in sorted(images)}
+    rows = []
+    for image in sorted(spread, key=spread.get, reverse=True)[:n_cases]:
+        draw = partial(_draw_prediction, image=image, window=train.window)
+        figures = [draw(name, run, dice=dice[name][image]) for name, run in runs.items()]
+        rows.append(f'<h3>{html.escape(image)}</h3><div class="pairs">{"".join(figures)}</div>')
+    legend = '<p class="faint">True masks green, predictions magenta.</p>'
+    return f"<h2>Where they differ most</h2>{legend}{''.join(rows)}"
+
+
+def _draw_prediction(
+    name: str, run: OutOfFold, *, image: str, dice: float, window: tuple[float, float] | None
+) -> str:
+    """A run's prediction of an image, as a picture with a caption."""
+    index = [case.image_id for case in run.cases].index(image)
+    probability, letterbox, true_mask = run.read(index)
+    pred_mask = make_mask(probability, letterbox, PostProcess())
+    picture = draw_case(read_image(run.cases[index].image, window=window), true_mask, pred_mask)
+    return caption(embed(picture, ".webp", f"{image} as {name} predicts it"), f"{name}: Dice {dice:.4f}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare the runs that the command line names: the table here, and `runs/compare.html` with pictures."""
+    parser = argparse.ArgumentParser(description="Compare finished runs; the first is the base.")
+    parser.add_argument("run", nargs="+", help="a name below runs/")
+    names = list(dict.fromkeys(parser.parse_args(argv).run))
+    try:
+        comparison = compare_runs(*names)
+        print(comparison)
+        body = _show_comparison(" and ".join(names), comparison) + draw_differences(*names)
+        path = find_repository() / "runs" / "compare.html"
+        write_page(path, f"compared: {', '.join(names)}", body)
+        print(path)
+    except (OSError, ValueError) as error:
+        sys.exit(f"compare: {error}")
+
+
+if __name__ == "__main__":
+    print_anywhere()
+    main()

@@ -4,13 +4,17 @@
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from ctseg.arguments import add_parameters, parse_arguments, read_arguments
@@ -19,25 +23,41 @@ from ctseg.files import print_anywhere
 from ctseg.pairs import check_pairs, reset_parameters
 from ctseg.paths import find_repository, find_run_dir
 
-_QUIET = ["--IPKernelApp.log_level=40"]  # no warnings of the kernel's own on the terminal
-
 
 def run_notebook(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:
     """Run a notebook with these parameters alone; what it prints is printed, `output` is the executed copy.
 
     Raises:
         PapermillExecutionError: a cell failed; the copy has the whole traceback.
+        RuntimeError: the kernel died.
     """
     notebook = reset_parameters(nbformat.read(path, as_version=4))
     output.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(
-        notebook,
-        output,
-        parameters=dict(parameters),
-        progress_bar=False,
-        stdout_file=sys.stdout,
-        extra_arguments=_QUIET,
-    )
+    with _quiet_kernel():
+        papermill.execute_notebook(
+            notebook, output, parameters=dict(parameters), progress_bar=False, stdout_file=sys.stdout
+        )
+
+
+@contextmanager
+def _quiet_kernel() -> Iterator[None]:
+    """Keep off the terminal what the kernel itself prints, of its network and when it is stopped.
+
+    Raises:
+        RuntimeError: the kernel died; the message ends with its last words.
+    """
+    with tempfile.TemporaryFile() as log:
+        terminal = os.dup(2)
+        os.dup2(log.fileno(), 2)  # the kernel inherits it
+        try:
+            yield
+        except DeadKernelError as error:
+            log.seek(0)
+            words = log.read().decode(errors="replace").strip().splitlines()[-5:]
+            raise RuntimeError("\n".join([f"{error}; is there enough memory?", *words])) from error
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,9 +74,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         paths = sorted((root / "notebooks").glob(f"{given.only}.py"))
         for path in paths:
             name = "predict" if parameters.get("predict_folder") else path.stem
-            output = run_dir / f"{name}.ipynb"
+            output = run_dir / f"{name}_failed.ipynb"  # until it has not; an earlier copy stays
             run_notebook(path.with_suffix(".ipynb"), output, parameters)
-    except (ValueError, TypeError, OSError) as error:
+            output.rename(run_dir / f"{name}.ipynb")
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"not run: {error}")
     except PapermillExecutionError as error:
         sys.exit(f"{path.stem} failed: {error.ename}: {error.evalue} (the traceback is in {output})")

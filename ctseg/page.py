@@ -40,6 +40,8 @@ td, th {padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; border-bottom: 1px so
 td, th {overflow-wrap: normal}
 figure {margin: 0} img {max-width: 100%; height: auto; display: block; border-radius: 4px}
 .grid {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr))}
+.pairs {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(45%, 320px), 1fr))}
+.curves img {width: 100%}
 .curves {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr))}
 details {border-top: 1px solid var(--line); padding: 0.5rem 0} summary {cursor: pointer; font-weight: 600}
 """

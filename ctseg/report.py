@@ -214,8 +214,8 @@ def _show_settings(config: Config, summary: Mapping) -> str:
         for name, (value, expected) in list_changes(config).items()
     ]
     text = tabulate(rows) if rows else "<p>None: all settings are the preset's.</p>"
-    minutes = {name: f"{seconds / 60:.1f} min" for name, seconds in summary["train_seconds"].items()}
-    made = {"training": minutes, "device": summary["device"], **summary["versions"]}
+    minutes = [f"{name} {seconds / 60:.1f} min" for name, seconds in summary["train_seconds"].items()]
+    made = {"training": ", ".join(minutes), "device": summary["device"], **summary["versions"]}
     made |= {"commit": summary["git_commit"]}
     lines = [{"": name, "value": str(value)} for name, value in made.items()]
     made_with = fold_away("Made with", tabulate(lines))
