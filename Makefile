@@ -36,7 +36,7 @@ run: setup ## all notebooks on DATA (or the phantom) into runs/RUN; PRESET=quick
 	@$(PYTHON) -m ctseg.report "runs/$(RUN)"
 
 lab: setup $(VENV)/.ctseg-lab ## the notebooks in JupyterLab, in the browser
-	$(VENV)/bin/jupyter lab notebooks/01_eda.ipynb $(ARGS)
+	$(VENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_eda.ipynb $(ARGS)
 
 $(VENV)/.ctseg-lab: pyproject.toml | setup
 	$(PYTHON) $(INSTALL) --editable ".[lab]"
