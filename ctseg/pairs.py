@@ -18,8 +18,8 @@ from nbformat import NotebookNode
 from ctseg.config import NAMES
 from ctseg.files import print_anywhere
 
-# Whatever a front end calls it, so that a save changes nothing.
-_KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+# As Jupyter calls the kernel of an environment, so that a save changes nothing; VS Code has other names.
+_KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 _PAIRING = ("cell_metadata_filter", "formats", "notebook_metadata_filter")  # of jupytext's metadata
 _EMPTY = {
     "data_root": "",
