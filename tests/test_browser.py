@@ -268,6 +268,7 @@ def test_other_settings_are_refused_and_no_later_cell_trains(lab, clone):
         lab.run_command("notebook:run-cell-and-select-next")
         lab.wait_until_idle()
     assert read_history(fold_dir) == before
+    lab.save()  # else JupyterLab asks before the next one is opened
 
 
 def test_04_offers_to_make_do_with_what_there_is(lab, clone):
