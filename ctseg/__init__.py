@@ -7,6 +7,7 @@ What is fixed, what may be set:
     arguments.py    parameters on a command line
     seeds.py        randomness keyed by purpose
     files.py        files that are whole or absent, folders with one writer
+    live.py         whether somebody watches this notebook
     phantom.py      a CT-like data set with known test masks
     folders.py      a data set's folders, named or usual, and its image files
     paths.py        where things are: repository, data root, a run's folder, a file that is named
@@ -34,15 +35,19 @@ Before and after:
     check.py        the data check: every problem in one table
     explore.py      the tables of notebooks 01 and 02
     plots.py        figures and tables
+    page.py         a page in one file, with its pictures
     report.py       a run's summary and its report
 
 A run:
 
     fingerprint.py  what a run was trained on, kept with it
+    progress.py     a bar and curves in a live notebook
     runs.py         parameters, config, the run's folder, its data set, its network
     folds.py        train the folds, in turn or one per GPU
     compare.py      runs side by side, with intervals that hold together
     child.py        a program that ends when its parent does
     cluster.py      Dask workers in place of threads
+    pairs.py        notebooks as files: both halves alike, no outputs in git
+    execute.py      the notebooks headless, in turn
     sweep.py        a grid of runs, here or on a cluster, and their ranked table
 """

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except PapermillExecutionError as error:
         sys.exit(f"{path.stem} failed: {error.ename}: {error.evalue} (the traceback is in {output})")
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would report the cell that was stopped
         sys.exit("stopped; the same command goes on after the last whole epoch")
 
 

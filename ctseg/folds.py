@@ -24,14 +24,15 @@ from ctseg.data import TrainingSet, find_window, load_training_set
 from ctseg.device import find_device
 from ctseg.files import FolderBusy, lock_folder, print_anywhere, write_text
 from ctseg.fingerprint import check_still_kept, is_begun, read_folds, write_training_data
+from ctseg.live import is_live
 from ctseg.model import UNet
 from ctseg.paths import find_file, find_run_name
 from ctseg.predict import write_oof
-from ctseg.progress import Display, is_live
+from ctseg.progress import Display
 from ctseg.runs import check_settings, make_config, make_dataset, make_network
 from ctseg.seeds import make_seed
 from ctseg.split import find_groups, read_groups, split_cases
-from ctseg.train import Learner, Log, find_kept, read_history, train_model
+from ctseg.train import Learner, Log, find_kept, read_history, slim_checkpoint, train_model
 from ctseg.weights import load_weights, read_trained_on
 
 _STOPPED = 130  # the status of a program that Ctrl-C ended
@@ -214,7 +215,8 @@ def train_fold(
 ) -> None:
     """Train one fold and, last of all, keep its out-of-fold predictions, made with the weights it kept.
 
-    Then its checkpoint is removed, and all pictures but those of the first epoch and of the one that is kept.
+    Then the states in its checkpoint are removed, and all pictures but those of the first epoch and of the
+    one that is kept.
     A fold that is finished is left as it is. `claim` and `log`: see `train_model`.
 
     Raises:
@@ -257,14 +259,14 @@ def train_fold(
 
 
 def _tidy_fold(fold_dir: Path, keep: str) -> None:
-    """Remove what only a fold that trains needs: its checkpoint, most of its bytes, and most pictures."""
+    """Remove what only a fold that trains needs: the states in its checkpoint, and most pictures."""
     if history := read_history(fold_dir):
         shown = {"epoch_1", f"epoch_{find_kept(history, keep)['epoch']}"}
         for picture_dir in fold_dir.glob("val_outputs/epoch_*"):
             if picture_dir.name not in shown:
                 shutil.rmtree(picture_dir)
-    for name in ("last.pth", _UNFINISHED):
-        (fold_dir / name).unlink(missing_ok=True)
+    slim_checkpoint(fold_dir / "last.pth")
+    (fold_dir / _UNFINISHED).unlink(missing_ok=True)
 
 
 def _claim(config: Config, run_dir: Path, training_set: TrainingSet, fold_of_case: np.ndarray) -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-from nbconvert.preprocessors import ClearMetadataPreprocessor, ClearOutputPreprocessor
+from nbconvert.preprocessors import ClearOutputPreprocessor
 from nbformat import NotebookNode
 
 from ctseg.config import NAMES
 from ctseg.files import print_anywhere
 
 # As Jupyter calls the kernel of an environment, so that a save changes nothing; VS Code has other names.
-_KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 _PAIRING = ("cell_metadata_filter", "formats", "notebook_metadata_filter")  # of jupytext's metadata
 _EMPTY = {
     "data_root": "",
@@ -73,12 +73,12 @@ def _agree(texts: Sequence[str | None]) -> bool:
 
 def strip_notebook(notebook: NotebookNode) -> NotebookNode:
     """What git keeps of a notebook: no outputs, no counts, no metadata but tags and the kernel's name."""
-    tags_alone = ClearMetadataPreprocessor(enabled=True, preserve_cell_metadata_mask={"tags"})
     pairing = notebook.metadata.get("jupytext", {})
-    for preprocessor in (ClearOutputPreprocessor(enabled=True), tags_alone):
-        notebook, _ = preprocessor(notebook, {})
+    notebook, _ = ClearOutputPreprocessor(enabled=True)(notebook, {})
+    for cell in notebook.cells:
+        cell.metadata = {name: value for name, value in cell.metadata.items() if name == "tags"}
     kept = {"jupytext": {name: pairing[name] for name in _PAIRING if name in pairing}} if pairing else {}
-    notebook.metadata = nbformat.from_dict(kept | {"kernelspec": _KERNELSPEC})
+    notebook.metadata = nbformat.from_dict(kept | {"kernelspec": KERNELSPEC})
     return notebook
 
 

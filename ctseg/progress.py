@@ -1,14 +1,11 @@
 """How training tells whoever watches a live notebook where it is: one bar for all folds, and their curves."""
 
 import html
-import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from IPython import get_ipython
 from IPython.display import HTML, display
 
 from ctseg.plots import plot_history
@@ -16,17 +13,6 @@ from ctseg.train import Log, read_history
 
 _PAUSE = 0.5  # seconds between two states of the bar
 _DRAWING = 0.05  # the share of the time that drawing curves may take
-
-
-def is_live() -> bool:
-    """Whether this is a notebook that somebody watches, in Jupyter, VS Code, Colab or Kaggle's editor.
-
-    Not papermill, nor Kaggle's run of a whole kernel, which would keep every update.
-    """
-    kaggle = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
-    server = kaggle is None and bool({"JPY_SESSION_NAME", "VSCODE_PID"} & os.environ.keys())
-    is_watched = server or kaggle == "Interactive" or "google.colab" in sys.modules
-    return is_watched and hasattr(get_ipython(), "kernel")
 
 
 class Display(Log):
@@ -104,7 +90,8 @@ class Display(Log):
             elapsed = time.monotonic() - self.began[0]
             left = elapsed * (1 - self._total()) / (self._total() - self.began[1])
             texts.append(f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
-        return " · ".join(texts) or f"{sum(share == 1 for share in self.shares.values())} folds done"
+        n_done = sum(share == 1 for share in self.shares.values())
+        return " · ".join(texts) or f"{n_done} of {len(self.shares)} folds are done"
 
     def _describe_fold(self, fold_dir: Path, place: tuple[int, int]) -> str:
         """A fold's place among all, its epoch and its best score so far."""

@@ -26,9 +26,9 @@ from ctseg.data import (
 from ctseg.files import read_json, write_json
 from ctseg.fingerprint import check_training_data, is_begun, read_window
 from ctseg.folders import IMAGE_SUFFIXES, find_folders
+from ctseg.live import is_live
 from ctseg.model import UNet, check_encoder, make_model
 from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir, make_portable
-from ctseg.progress import is_live
 from ctseg.transforms import EvalTransform
 from ctseg.weights import check_pretrained
 
@@ -174,7 +174,7 @@ def _find_data(config: Config) -> Path:
     except FileNotFoundError:
         if not _may_use_phantom(config) or (places and places.is_file()):
             raise
-        root = find_data_root("phantom")
+        root = find_data_root("phantom", config)
     if root == find_repository() / "data" / "phantom" / "Dataset":
         print("DATA: the synthetic phantom; data_root names your own", flush=True)
     return root

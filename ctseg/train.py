@@ -110,7 +110,7 @@ def train_model(
             total_steps, history = _count_steps(learner, train, validation, budget_seconds), []
         learner.set_schedule(config.schedule, total_steps)
         if checkpoint:
-            learner.load_state_dict(checkpoint["learner"])
+            learner.load_state_dict(checkpoint.get("learner", {}))
             write_csv(history, fold_dir / "history.csv")  # a kill may have come between the two files
 
         steps = split_steps(total_steps, count_batches(len(train), config.batch_size))
@@ -147,6 +147,13 @@ def _write_epoch(
     checkpoint = {"learner": learner.state_dict(), "total_steps": total_steps, "history": history}
     write_torch(checkpoint | {"trained_on": trained_on}, fold_dir / "last.pth")
     write_csv(history, fold_dir / "history.csv")
+
+
+def slim_checkpoint(path: Path) -> None:
+    """Take the states out of a finished fold's `last.pth`: most of its bytes, which nothing resumes from."""
+    checkpoint = _read_checkpoint(path)
+    if checkpoint and "learner" in checkpoint:
+        write_torch({name: value for name, value in checkpoint.items() if name != "learner"}, path)
 
 
 def _describe_epoch(row: dict, n_epochs: int) -> str:

@@ -25,7 +25,7 @@ from ctseg.config import Config, fill_settings, list_changes
 from ctseg.contest import A0
 from ctseg.files import print_anywhere, read_json, write_json, write_text
 from ctseg.model import check_encoder
-from ctseg.pairs import find_tried, reset_parameters
+from ctseg.pairs import KERNELSPEC, find_tried, reset_parameters
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _UNPACKED = "/tmp/ctseg_kernel"  # below /kaggle/working it would become output
@@ -94,8 +94,7 @@ def _inject(cells: Sequence[NotebookNode], parameters: dict) -> NotebookNode:
     """
     for cell in cells:
         cell.metadata.setdefault("tags", [])  # papermill looks at every cell's
-    kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    metadata = {"kernelspec": kernelspec, "language_info": {"name": "python"}, "papermill": {}}
+    metadata = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}, "papermill": {}}
     kernel = parameterize_notebook(new_notebook(cells=cells, metadata=metadata), parameters)
     (declared,) = _find_cells(kernel.cells, "parameters")
     (injected,) = _find_cells(kernel.cells, "injected-parameters")
@@ -144,7 +143,10 @@ def _read_notebook(path: Path) -> list[NotebookNode]:
     Raises:
         ValueError: its tagged cells are not a text, the parameters and the settings, in this order.
     """
-    cells = reset_parameters(jupytext.read(path)).cells
+    try:
+        cells = reset_parameters(jupytext.read(path)).cells
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
     tags = [tag for cell in cells for tag in cell.metadata.get("tags", []) if tag in ("parameters", "setup")]
     if tags != ["setup", "parameters", "setup"]:
         raise ValueError(

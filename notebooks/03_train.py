@@ -13,9 +13,9 @@
 # weights are kept, because validation did not pick them; in `baseline`, and with `keep = "best"`, those of
 # the epoch with the highest validation Dice.
 #
-# *Input:* the data set. *Artifacts:* `runs/<run>/fold<k>/` with `best_unet_model.pth`, `history.csv`,
-# `val_outputs/` and `oof.npz` (the predictions on the images that the fold did not train on); until it is
-# finished `last.pth` too, from which a stopped run resumes.
+# *Input:* the data set. *Artifacts:* `runs/<run>/fold<k>/` with `best_unet_model.pth`, `last.pth` (from which
+# a stopped run resumes), `history.csv`, `val_outputs/` and `oof.npz` (the predictions on the images that the
+# fold did not train on).
 
 # %%
 from dataclasses import replace

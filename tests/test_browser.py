@@ -217,8 +217,9 @@ def test_as_cloned_every_notebook_runs_and_git_sees_no_change(lab, clone, name):
 def test_the_run_is_whole_and_has_a_report(clone):
     (run_dir,) = (clone / "runs").iterdir()
     assert (run_dir / "report.html").is_file() and (run_dir / "submission.csv").is_file()
-    names = {path.name for path in (run_dir / "fold0").iterdir()}
-    assert "last.pth" not in names and {"oof.npz", "history.csv", "best_unet_model.pth"} <= names
+    assert (run_dir / "fold0" / "last.pth").stat().st_size < 50_000 and (
+        run_dir / "fold0" / "oof.npz"
+    ).is_file()
 
 
 def test_a_parameter_is_edited_and_git_shows_that_alone(lab, clone):
@@ -281,7 +282,8 @@ def test_04_offers_to_make_do_with_what_there_is(lab, clone):
     assert_clean(lab)
     assert "used as it is; 03 goes on with it" in lab.text()
     assert (clone / "runs" / "long" / "submission.csv").is_file()
-    assert (clone / "runs" / "long" / "fold0" / "last.pth").is_file()
+    assert (clone / "runs" / "long" / "fold0" / "last.pth").stat().st_size > 1_000_000  # 03 can go on
+    lab.save()
     git(clone, "checkout", "notebooks")
 
 

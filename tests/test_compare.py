@@ -177,7 +177,7 @@ def test_the_leaderboard_is_written_as_table_page_and_picture(repository):
     assert (
         "<td>other</td>" in page
         and "<td>5e-05</td>" in page
-        and "data:image/png;base64" in page
+        and "data:image/svg+xml;base64" in page
         and "BBC-CV" in page
     )
     printed = repr(comparison).splitlines()

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from ctseg.config import AUGMENTATIONS, PRESETS, Config, fill_settings, parse_value
+from ctseg.config import AUGMENTATIONS, PRESETS, Config, fill_settings, list_changes, parse_value
 from ctseg.predict import ORIENTATIONS
 
 
@@ -110,11 +110,26 @@ def test_explicit_epochs_or_budget_replace_the_other_preset():
     assert (both.epochs, both.budget_minutes) == (2, 3)
 
 
-def test_stored_settings_count_where_a_notebook_has_defaults():
+def test_stored_settings_count_where_none_is_given():
     stored = asdict(Config(lr=0.5))
-    given = {"preset": "quick", "data_root": "", "run": "a", "lr": None, "seed": 3}
+    given = {"preset": None, "data_root": "", "run": "a", "lr": None, "seed": 3}
     assert fill_settings(given, stored) == stored | {"run": "a", "seed": 3}
+    assert fill_settings(given | {"preset": "baseline"}, stored) == stored | {"run": "a", "seed": 3}
     assert fill_settings({"budget_minutes": 2}, stored) == stored | {"epochs": None, "budget_minutes": 2}
+
+
+def test_of_a_run_with_another_preset_or_none_yet_the_contests_facts_count_alone():
+    stored = {"run": "a", "lr": 0.5, "slug": "b", "pixel_order": "F"}
+    for given, name in (({}, "quick"), ({"preset": "strong"}, "strong")):
+        expected = fill_settings({"preset": name, "slug": "b", "pixel_order": "F"})
+        assert fill_settings(given, stored) == expected
+        assert fill_settings({"preset": name}, stored | {"preset": "baseline"}) == expected
+
+
+def test_the_changes_to_a_preset_are_listed():
+    assert list_changes(make(preset="strong")) == {}
+    changed = make(preset="strong", lr=0.5, weights="a.pth", weights_digest="d", slug="b", fold=1)
+    assert list_changes(changed) == {"lr": (0.5, 0.001), "weights": ("a.pth", "default")}
 
 
 def test_config_imports_the_standard_library_and_the_contest_only():
@@ -168,12 +183,13 @@ def test_numpys_numbers_and_paths_are_taken(name, value, expected):
 def test_what_decides_the_result_is_told_from_places_and_the_contests_facts():
     config = make(preset="baseline", weights="a.pth", weights_digest="d")
     same = {"data_root": "/x", "run": "r", "fold": 0, "predict_folder": "y", "weights": "elsewhere/a.pth"}
-    same |= {"pixel_order": "F", "slug": "another", "mask_suffix": "_m"}
+    same |= {"pixel_order": "F", "slug": "another", "mask_suffix": "_m", "use_unfinished": True}
     assert replace(config, **same).settings() == config.settings()
     assert config.settings()["weights"] == "d"
     for name, value in {"weights_digest": "e", "weights": "", "lr": 0.5, "group": "a"}.items():
         assert replace(config, **{name: value}).settings() != config.settings()
-    assert {"fold", "data_root", "predict_folder"} == {*vars(config)} - config.stored().keys()
+    here = {"fold", "data_root", "predict_folder", "use_unfinished"}
+    assert here == {*vars(config)} - config.stored().keys()
 
 
 def test_the_options_of_tta_are_the_orientations_of_predict():

@@ -10,7 +10,7 @@ import torch
 from ctseg.contest import A0
 from ctseg.data import find_cases, load_training_set
 from ctseg.files import FolderBusy, lock_folder, write_text
-from ctseg.folds import assign_folds, find_folds, load_folds, train_folds
+from ctseg.folds import Stopped, assign_folds, find_folds, find_oof, load_folds, train_folds
 from ctseg.metrics import dice_score
 from ctseg.phantom import write_phantom
 from ctseg.postprocess import PostProcess, make_mask
@@ -151,6 +151,87 @@ def test_a_finished_fold_is_not_trained_again(make_run, monkeypatch):
     assert train_folds(config, run_dir) == histories
 
 
+def list_pictures(fold_dir):
+    return sorted(path.name for path in fold_dir.glob("val_outputs/*"))
+
+
+def test_a_finished_fold_keeps_no_states_and_the_pictures_of_two_epochs(make_run):
+    config, run_dir = make_run("tidy", n_folds=1, epochs=4)
+    train_folds(config, run_dir)
+    fold_dir = run_dir / "fold0"
+    assert list_pictures(fold_dir) == ["epoch_1", "epoch_4"]
+    assert (fold_dir / "last.pth").stat().st_size < 20_000
+    weights, oof = ((fold_dir / name).read_bytes() for name in ("best_unet_model.pth", "oof.npz"))
+    (fold_dir / "oof.npz").unlink()  # as its error advises where it is damaged
+    (fold_dir / "history.csv").unlink()
+    (histories,) = train_folds(config, run_dir).values()
+    assert len(histories) == 4 and (fold_dir / "best_unet_model.pth").read_bytes() == weights
+    assert (fold_dir / "oof.npz").read_bytes() == oof
+
+
+def stop_in_epoch(number, monkeypatch):
+    """Let Ctrl-C come in the validation of an epoch."""
+    epochs = iter(range(1, 100))
+
+    def evaluate(*arguments, **options):
+        if next(epochs) == number:
+            raise KeyboardInterrupt
+        return evaluate_model(*arguments, **options)
+
+    monkeypatch.setattr("ctseg.train.evaluate_model", evaluate)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "kept"), [(1, "no epoch is kept yet"), (2, "epoch 1 is kept"), (3, "epochs 1 to 2 are kept")]
+)
+def test_stopped_by_hand_one_line_says_what_is_kept(make_run, monkeypatch, epoch, kept):
+    config, run_dir = make_run("stopped", n_folds=2, epochs=4)
+    stop_in_epoch(epoch, monkeypatch)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train_folds(config, run_dir)
+    line = f"Stopped in epoch {epoch} of fold0; {kept}; run the same again to go on"
+    assert stopped.value._render_traceback_() == [line] == [str(stopped.value)]
+    assert not list(run_dir.glob("failed*")) and not (run_dir / "fold1").exists()
+
+
+def test_resumed_and_finished_folds_say_so(make_run, monkeypatch, capsys):
+    config, run_dir = make_run("again", n_folds=2, epochs=3)
+    stop_in_epoch(5, monkeypatch)
+    with pytest.raises(Stopped, match="in epoch 2 of fold1; epoch 1 is kept"):
+        train_folds(config, run_dir)
+    capsys.readouterr()
+    monkeypatch.setattr("ctseg.train.evaluate_model", evaluate_model)
+    train_folds(config, run_dir)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["fold0 is finished already", "fold1 goes on after epoch 1 of 3"]
+    assert [line.split("  ")[0] for line in lines[2:]] == ["fold1 epoch 2/3", "fold1 epoch 3/3"]
+
+
+def test_unfinished_folds_are_used_if_that_is_asked_for(phantom, make_run, monkeypatch):
+    config, run_dir = make_run("part", n_folds=2, epochs=3)
+    stop_in_epoch(2, monkeypatch)
+    with pytest.raises(Stopped):
+        train_folds(config, run_dir)
+    message = "fold0 is not finished, and has 1 epochs.*or pass use_unfinished to make do with what there is"
+    with pytest.raises(FileNotFoundError, match=message):
+        find_oof(config, run_dir)
+    asked = replace(config, use_unfinished=True)
+    (path,) = find_oof(asked, run_dir)
+    assert path == run_dir / "fold0" / "unfinished.npz" and len(load_folds(asked, run_dir)) == 1
+    assert len(OutOfFold([path], find_cases(phantom, "train", A0)).cases) == 12
+    monkeypatch.setattr("ctseg.train.evaluate_model", evaluate_model)
+    assert [len(history) for history in train_folds(config, run_dir).values()] == [3, 3]
+    assert not path.exists() and find_oof(asked, run_dir) == find_oof(config, run_dir)
+
+
+def test_other_settings_are_refused_before_anything_is_trained(make_run):
+    config, run_dir = make_run("settings", n_folds=2, epochs=1, fold=0)
+    train_folds(config, run_dir)
+    with pytest.raises(ValueError, match="lr: got 0.5, stored 0.002"):
+        train_folds(replace(config, lr=0.5, fold=1), run_dir)
+    assert not (run_dir / "fold1").exists()
+
+
 def test_a_fold_trains_on_the_others_with_a_seed_of_its_own(make_run, monkeypatch):
     seen = []
 
@@ -187,7 +268,7 @@ def test_start_weights_that_saw_the_validation_images_are_said_to_have(make_run,
     capsys.readouterr()
     train_folds(*make_run("second", weights=weights))
     lines = [line for line in capsys.readouterr().out.splitlines() if "independent" in line]
-    again = str(run_dir.parent / "second" / "fold1" / "last.pth")  # of a run that started from the first
+    again = str(run_dir.parent / "second" / "fold1" / "best_unet_model.pth")  # it started from the first
     train_folds(*make_run("third", weights=again, seed=7))
     chained = [line for line in capsys.readouterr().out.splitlines() if "independent" in line]
     assert len(chained) == 2 and all("of its 12 images" in line for line in chained)

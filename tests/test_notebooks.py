@@ -16,8 +16,9 @@ from jupytext.compare import compare_notebooks
 from PIL import Image
 
 from ctseg.config import NAMES
+from ctseg.pairs import strip_notebook
 from ctseg.postprocess import PostProcess
-from ctseg.report import print_summary, write_report
+from ctseg.report import print_summary
 
 NOTEBOOKS = sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb"))
 SHOWN = ["preset", "data_root", "run"]
@@ -54,16 +55,17 @@ def test_the_pair_is_in_sync_and_holds_no_outputs(name):
     assert [cell.metadata for cell in text.cells] == [cell.metadata for cell in read(name).cells]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code_cells(name))
     assert read(name).metadata.kernelspec.name == "python3"
+    assert strip_notebook(read(name)) == read(name)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_03_shows_all_parameters_and_the_others_the_first_three(name):
     cell = parameters_cell(name)
     statements = ast.parse(cell.source).body
-    expected = {"03": PARAMETERS, "04": [*SHOWN, "predict_folder"]}.get(name[:2], SHOWN)
+    expected = {"03": PARAMETERS, "04": [*SHOWN, "predict_folder", "use_unfinished"]}.get(name[:2], SHOWN)
     assert [statement.target.id for statement in statements] == expected
     assert set(expected) <= set(NAMES)
-    assert {ast.literal_eval(statement.value) for statement in statements[3:]} <= {None, ""}
+    assert {ast.literal_eval(statement.value) for statement in statements} <= {None, "", False}
     assert all("#" in line for line in cell.source.splitlines())
     assert parameters_cell(NOTEBOOKS[2]).source.startswith(parameters_cell(NOTEBOOKS[0]).source)
 
@@ -74,6 +76,7 @@ def test_the_parameters_and_the_settings_are_tagged(name):
     assert [tag for tag in tags if tag] == [["setup"], ["parameters"], ["setup"]]
     (settings,) = [cell for cell in code_cells(name) if "setup" in cell.metadata.get("tags", [])]
     assert "(**read_parameters(globals()))" in settings.source
+    assert settings.source.startswith("config = run_dir = None")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -125,8 +128,8 @@ def run(workplace, small):
 
 def test_the_notebooks_write_every_artifact_of_a_run(run):
     expected = ["config.json", "data_check.csv", "cases.csv", "round_trip.csv", "postprocess.json"]
-    expected += ["submission.csv", "summary.json"]
-    of_fold = ("best_unet_model.pth", "last.pth", "history.csv", "oof.npz", "val_outputs/epoch_2")
+    expected += ["submission.csv", "summary.json", "scores.csv", "report.html"]
+    of_fold = ("best_unet_model.pth", "history.csv", "oof.npz", "val_outputs/epoch_1", "val_outputs/epoch_2")
     expected += [f"fold{k}/{name}" for k in (0, 1) for name in of_fold]
     assert [name for name in expected if not (run / name).exists()] == []
     assert len(list((run / "predicted_masks").glob("*.png"))) == 4
@@ -148,11 +151,15 @@ def test_under_papermill_there_is_one_line_per_epoch_and_no_bar(run):
     assert not any("it/s" in line or "\r" in line for line in lines)
 
 
-def test_the_report_joins_all_four_and_the_summary_names_the_files(run, capsys):
-    html = write_report(run).read_text()
-    for heading in ("What is in the data?", "What does the network see", "3 · Train", "Decide on validation"):
-        assert heading in html
-    assert html.count("data:image/png;base64") >= 10 and "read_parameters(globals())" not in html
+def test_the_report_begins_with_the_result_and_has_the_figures_of_all_four(run, capsys):
+    html = (run / "report.html").read_text()
+    places = [
+        html.index(text) for text in (">Dice ", "valid: each test image once", "Examples", "Training</h2>")
+    ]
+    places += [html.index(f"<summary>{number} ") for number in (1, 2, 3, 4)]
+    assert places == sorted(places)
+    assert html.count("failure: ") == 2 and "<td>epochs</td><td>2</td><td>20</td>" in html
+    assert html.count("<summary>") == 15 and str(run.parent.parent) not in html
     print_summary(run)
     printed = capsys.readouterr().out
     assert "validation, cross-fitted" in printed and "threshold" in printed and "submission.csv" in printed

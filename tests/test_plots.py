@@ -135,14 +135,22 @@ def test_the_chosen_gain_is_filled_and_each_has_its_interval():
 
 def test_a_history_is_drawn_in_one_color_per_fold():
     history = [
-        {"epoch": epoch, "loss": 1 / epoch, "bce": 2 / epoch, "dice": 0.1, "val_dice": 0.2, "lr": 1e-3}
+        {
+            "epoch": epoch,
+            "loss": 1 / epoch,
+            "bce": 2 / epoch,
+            "train_soft_dice": 0.1,
+            "val_dice": 0.2,
+            "lr": 1e-3,
+        }
         for epoch in (1, 2)
     ]
     figure = plot_history({0: history, 3: history[:1]})
     draw(figure)
-    losses, scores, rates = figure.axes
+    scores, losses, _, rates = figure.axes
     assert [line.get_color() for line in losses.lines] == ["C0", "C0", "C3", "C3"]
-    assert [line.get_linestyle() for line in scores.lines] == ["-", "--"] * 2
+    assert [line.get_linestyle() for line in losses.lines] == ["-", "--"] * 2
+    assert [line.get_marker() for line in scores.lines] == [".", "."]  # one epoch alone would not show
     assert [text.get_text() for text in rates.get_legend().get_texts()] == ["fold 0", "fold 3"]
     assert list(losses.lines[1].get_ydata()) == [2, 1] and list(rates.lines[0].get_xdata()) == [1, 2]
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from ctseg.files import read_json, write_csv, write_text
-from ctseg.report import print_summary, summarize, write_report, write_summary
+from ctseg.config import Config, fill_settings
+from ctseg.files import read_json, write_bytes, write_csv, write_json, write_text
+from ctseg.report import choose_cases, print_summary, summarize, write_report, write_summary
 
 
 def test_one_score_is_its_own_mean_and_interval():
@@ -22,21 +23,13 @@ def test_several_scores_have_a_mean_inside_its_interval():
     assert summarize(list(scores)) == summary
 
 
-def test_a_report_needs_executed_notebooks(tmp_path):
-    (tmp_path / "notes.ipynb").write_text("{}")
-    with pytest.raises(
-        FileNotFoundError, match=f"no executed notebook in .*; run 'make run RUN={tmp_path.name}'"
-    ):
-        write_report(tmp_path)
-    assert not (tmp_path / "report.html").exists()
-
-
 @pytest.fixture
 def run_dir(tmp_path):
     """A run with the histories of two folds, of which the last one failed."""
     run_dir = tmp_path / "my run"
+    row = {"train_soft_dice": 0.5, "bce": 0.25, "loss": 0.5, "val_dice": 0.75, "lr": 0.001}
     for fold, seconds in ((0, [1.5, 2.25]), (2, [4.0])):
-        rows = [{"epoch": epoch, "seconds": value} for epoch, value in enumerate(seconds, 1)]
+        rows = [row | {"epoch": epoch, "seconds": value} for epoch, value in enumerate(seconds, 1)]
         write_csv(rows, run_dir / f"fold{fold}" / "history.csv")
     traceback = 'Traceback (most recent call last):\n  File "a.py", line 3\nMemoryError: größer; try less\n'
     write_text(traceback, run_dir / "failed_fold2.txt")
@@ -68,3 +61,47 @@ def test_the_printed_summary_has_every_score_and_failed_fold(run_dir, capsys):
         f"submission {run_dir / 'submission.csv'}",
         f"report {run_dir / 'report.html'}",
     ]
+
+
+def report(run_dir, **given) -> str:
+    """The report of a run without pictures."""
+    settings = {"preset": "quick", "lr": 0.5, "weights": str(run_dir / "w.pth"), "weights_digest": "d"}
+    write_json(Config(**fill_settings(settings)).stored(), run_dir / "config.json")
+    scores = {"validation, cross-fitted": summarize([0.5, 0.75])}
+    texts = {"postprocess": "fill holes", "submission": "submission.csv: 4 rows, valid"}
+    write_summary(run_dir, scores=scores, **texts | given)
+    return write_report(run_dir).read_text()
+
+
+def test_a_report_says_what_was_found_in_files_that_are_there(run_dir):
+    page = report(run_dir, unfinished=["fold1 is not finished, and has 3 epochs"])
+    for text in (
+        '<p class="big">Dice 0.6250</p><p class="faint">95 % interval 0.5000 to 0.7500, 2 validation images',
+        "Applied after the networks: fill holes.",
+        "submission.csv: 4 rows, valid",
+        "fold2 failed (MemoryError); the others were used",
+        "fold1 is not finished, and has 3 epochs",
+        "<td>lr</td><td>0.5</td><td>0.002</td>",
+        "<td>weights</td><td>w.pth</td><td></td>",
+        'alt="validation Dice"',
+    ):
+        assert text in page
+    assert str(run_dir) not in page and "Examples" not in page
+    assert "No submission: there are no test images." in report(run_dir, submission="")
+
+
+def test_a_figure_that_makes_a_report_too_large_stays_in_its_folder(run_dir):
+    write_bytes(bytes(2_800_000), run_dir / "figures" / "1 large.webp")
+    write_bytes(bytes(2_800_000), run_dir / "figures" / "2 too large.webp")
+    page = report(run_dir)
+    assert len(page) < 4_000_000 and 'alt="1 large"' in page
+    assert "too large for this page: figures/2 too large.webp" in page
+
+
+def test_of_the_cases_four_typical_ones_two_failures_and_the_next_worst_are_shown():
+    scores = np.linspace(0, 1, 41)
+    kinds = choose_cases(scores)
+    assert [index for index, kind in kinds.items() if kind == "typical"] == [40, 34, 27, 20]
+    assert [index for index, kind in kinds.items() if kind == "failure"] == [0, 1]
+    assert [index for index, kind in kinds.items() if kind == "worst"] == [2, 3, 4, 5, 6, 7]
+    assert choose_cases(np.array([0.5])) == {0: "typical"}

@@ -262,7 +262,7 @@ def test_a_damaged_config_is_said_to_be(tmp_path, text):
 def test_missing_values_come_from_the_run():
     run_dir = open_run(make_config(preset="baseline", run="a", epochs=2, lr=0.5))
     write_text("", run_dir / "fold0" / "last.pth")
-    config = make_config(preset="quick", data_root="", run="a", lr=None)
+    config = make_config(preset=None, data_root="", run="a", lr=None)
     assert (config.preset, config.width, config.epochs, config.lr) == ("baseline", 64, 2, 0.5)
     with pytest.raises(ValueError, match="lr: got 0.1, stored 0.5"):
         open_run(make_config(run="a", lr=0.1))

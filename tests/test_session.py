@@ -6,7 +6,7 @@ import pytest
 
 from ctseg.contest import A0
 from ctseg.data import Case, find_cases
-from ctseg.files import write_csv, write_json, write_text
+from ctseg.files import write_json, write_text
 from kaggle_kernel.session import attach_run, tidy_run
 
 
@@ -76,8 +76,8 @@ def test_folds_without_their_run_and_a_run_without_folds_are_refused(working):
     assert not (working / "runs").exists()
 
 
-def make_finished(working, kept):
-    """A run of four epochs, whose epoch `kept` has the highest Dice."""
+def make_finished(working):
+    """A run with a fold that is finished."""
     run_dir = working / "runs" / "best"
     write_json({"keep": "best"}, run_dir / "config.json")
     write_text("ID,Mask\ncase_9,1 5\n", run_dir / "submission.csv")
@@ -90,25 +90,20 @@ def make_finished(working, kept):
         "fold0/.partial-1-x",
     ):
         write_text("", run_dir / name)
-    rows = [{"epoch": epoch, "val_dice": float(epoch == kept)} for epoch in (1, 2, 3, 4)]
-    write_csv(rows, run_dir / "fold0" / "history.csv")
-    for epoch in (1, 2, 3, 4):
-        write_text("", run_dir / "fold0" / "val_outputs" / f"epoch_{epoch}" / "case_0.png")
     return run_dir
 
 
 def test_only_files_that_somebody_downloads_are_left(working, tiny):
-    run_dir = make_finished(working, kept=3)
+    run_dir = make_finished(working)
     tidy_run(run_dir, find_cases(tiny, "test", A0), A0)
     left = {path.relative_to(working).as_posix() for path in working.rglob("*") if path.is_file()}
-    pictures = {f"runs/best/fold0/val_outputs/epoch_{epoch}/case_0.png" for epoch in (1, 3)}
-    names = ("config.json", "submission.csv", "fold0/oof.npz", "fold0/history.csv")
-    assert left == {"submission.csv", *(f"runs/best/{name}" for name in names), *pictures}
+    names = ("config.json", "submission.csv", "fold0/oof.npz", "fold0/last.pth")
+    assert left == {"submission.csv", *(f"runs/best/{name}" for name in names)}
     tidy_run(run_dir, find_cases(tiny, "test", A0), A0)  # again, as where a last cell is run twice
 
 
 def test_a_submission_that_is_not_valid_leaves_everything(working, tiny):
-    run_dir = make_finished(working, kept=3)
+    run_dir = make_finished(working)
     before = {path for path in run_dir.rglob("*")}
     other = [Case("another", case.image) for case in find_cases(tiny, "test", A0)]
     with pytest.raises(ValueError, match="missing or unknown ids"):

@@ -95,13 +95,15 @@ def test_a_network_overfits_one_batch(training_set, tmp_path):
     torch.manual_seed(0)
     learner = Learner(make_model(width=8, depth=2), config)
     history = train_model(learner, batch, batch, tmp_path, seed=(0,))
-    assert history[-1]["dice"] > 0.8 and history[-1]["bce"] < 0.05  # soft targets keep Dice below 1
+    assert (
+        history[-1]["train_soft_dice"] > 0.8 and history[-1]["bce"] < 0.05
+    )  # soft targets keep Dice below 1
     assert history[-1]["val_dice"] > 0.9  # at native size, from 32 pixels
 
 
 def test_each_epoch_writes_a_row_pictures_and_the_best_weights(training_set, tmp_path):
     _, history = train(training_set, tmp_path)
-    assert list(history[0]) == ["epoch", "dice", "bce", "loss", "lr", "val_dice", "seconds"]
+    assert list(history[0]) == ["epoch", "train_soft_dice", "bce", "loss", "lr", "val_dice", "seconds"]
     rows = read_csv(tmp_path / "history.csv")
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     assert [float(row["val_dice"]) for row in rows] == [row["val_dice"] for row in history]

@@ -287,7 +287,7 @@ FAULTS = [
         "    torch.manual_seed(make_seed(*seed, 1))  # dropout draws from the global generator\n",
         "",
     ),
-    ("epochs share their augmentation", "train", "seed=(*seed, epoch))\n", "seed=seed)\n"),
+    ("epochs share their augmentation", "train", "seed=(*seed, epoch), on", "seed=seed, on"),
     (
         "folds share their augmentation",
         "folds",
@@ -437,8 +437,8 @@ FAULTS = [
     (
         "the place of the data forgotten",
         "runs",
-        "if config.data_root or places is None",
-        "if True or places is None",
+        "if places and places.is_file() else find_data_root",
+        "if False else find_data_root",
     ),
     (
         "a place that is no more not searched for",
@@ -551,7 +551,12 @@ FAULTS = [
         "if not path.is_file() and is_begun(run_dir):",
         "if False:",
     ),
-    ("two starts of a run with other settings", "folds", "    check_settings(config, run_dir)\n", ""),
+    (
+        "two starts of a run with other settings",
+        "folds",
+        "    check_settings(config, run_dir)\n    check_still",
+        "    check_still",
+    ),
     (
         "two starts of a run with other data",
         "folds",
@@ -585,7 +590,7 @@ FAULTS = [
         "if False:",
     ),
     ("empty predictions not named", "plots", '{0: ": empty", ', "{"),
-    ("a format kept before it was checked", "runs", '"window_high", *_CONTEST_FACTS)', '"window_high")'),
+    ("a format kept before it was checked", "runs", '"window_high", *CONTEST_FACTS)', '"window_high")'),
     (
         "a sample of several rows for an image",
         "tables",
