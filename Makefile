@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run lab compare sweep check predict download kernel push output submit test lint test-kernel kill fuzz mutants bench sync in-sync clean
+.PHONY: help setup run lab compare sweep check predict download kernel push output submit test lint test-kernel test-browser kill fuzz mutants bench sync in-sync clean
 
 PYTHON3 ?= python3
 VENV ?= .venv
@@ -58,6 +58,16 @@ predict: setup ## masks of all images in IMAGES by the run RUN, into runs/RUN/pr
 	@test -d "runs/$(RUN)" || { echo "no run runs/$(RUN); there are: $$(ls runs 2>/dev/null | xargs)"; exit 1; }
 	$(PYTHON) -m ctseg.execute --only 04_postprocess_submit -r run "$(RUN)" -r predict_folder "$(IMAGES)" $(ARGS)
 
+clean: ## remove caches and builds, never data or notebooks; with RUN=name that run, and nothing else
+ifeq ($(origin RUN),command line)
+	@test -d "runs/$(RUN)" && [[ ! "/$(RUN)/" =~ /\.*/ ]] || { echo "no run runs/$(RUN); there are: $$(ls runs 2>/dev/null | xargs)"; exit 1; }
+	rm -rf "runs/$(RUN)"
+else
+	rm -rf build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+endif
+
 ##@ Kaggle
 
 download: setup ## the contest's data into data/; ARGS="-f contest.yaml" for another contest, of the others too
@@ -102,6 +112,13 @@ $(VENV)-kaggle/.ctseg: tests/tools/kaggle_image.txt | setup
 	$(PYTHON) -c "import site; print(site.getsitepackages()[0])" > "$$($(VENV)-kaggle/bin/python -c "import site; print(site.getsitepackages()[0])")/pytorch.pth"
 	touch $@
 
+test-browser: setup $(VENV)/.ctseg-browser ## JupyterLab and the report in a headless Chromium, which has to be installed
+	$(PYTHON) -m pytest tests -m browser
+
+$(VENV)/.ctseg-browser: pyproject.toml | setup
+	$(PYTHON) $(INSTALL) --editable ".[browser]"
+	touch $@
+
 kill: setup ## runs killed at 34 random moments end as if never killed; full disks; ten minutes
 	$(PYTHON) -m pytest tests -s -m kill
 
@@ -119,13 +136,3 @@ sync: setup ## bring the .ipynb and .py of each pair in step, the newer one wins
 
 in-sync: setup
 	@$(PYTHON) -m ctseg.pairs check
-
-clean: ## remove caches and builds, never data or notebooks; with RUN=name that run, and nothing else
-ifeq ($(origin RUN),command line)
-	@test -d "runs/$(RUN)" && [[ ! "/$(RUN)/" =~ /\.*/ ]] || { echo "no run runs/$(RUN); there are: $$(ls runs 2>/dev/null | xargs)"; exit 1; }
-	rm -rf "runs/$(RUN)"
-else
-	rm -rf build *.egg-info .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
-	find . -name .ipynb_checkpoints -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
-endif
