@@ -481,7 +481,7 @@ def read_grid(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _check_given(grid: Mapping[str, Any]) -> None:
+def check_given(grid: Mapping[str, Any]) -> None:
     """Check that hours are not spent on the phantom unasked, nor with a value that was tried in the notebook.
 
     Raises:
@@ -511,7 +511,7 @@ def main() -> None:
     try:
         name = given.sweep or (given.grid.stem if given.grid else "sweep")
         grid = read_grid(given)
-        _check_given(grid)
+        check_given(grid)
         plan = make_plan(name, grid, max_runs=given.runs)
         comparison = run_sweep(plan, jobs=given.jobs, scheduler=given.scheduler)
     except (OSError, ValueError, TypeError, RuntimeError) as error:

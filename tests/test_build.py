@@ -183,6 +183,20 @@ def test_copies_of_a_notebook_are_ignored_and_others_need_tags(clone, call, buil
     assert status == 1 and "05_more.py: 0 cells are tagged parameters, expected one" in printed
 
 
+def test_values_that_were_tried_in_a_notebook_stay_here_and_are_named(clone, call):
+    path = clone / "notebooks" / "03_train.py"
+    saved = path.read_text()
+    path.write_text(saved.replace("epochs: int = None", "epochs: int = 2"))
+    status, printed = call(build, "-p", "lr", "3e-4")
+    path.write_text(saved)
+    assert (
+        status == 0 and 'left out: epochs = 2, saved in 03_train; to pass it, ARGS="-p epochs …"' in printed
+    )
+    assert "differs from strong: lr 0.0003 instead of 0.001" in printed
+    (cell,) = find_tagged(read_built(clone), "parameters")
+    assert "epochs: int = None" in cell.source
+
+
 def test_none_means_what_the_preset_says(clone, call):
     assert call(build, "-p", "preset", "None", "-p", "epochs", "None")[0] == 0
     (cell,) = find_tagged(read_built(clone), "parameters")

@@ -16,7 +16,7 @@ from scipy import ndimage
 from tifffile import imwrite
 
 from ctseg import check
-from ctseg.check import check_dataset, check_images, measure_shift, print_warnings
+from ctseg.check import COLUMNS, check_dataset, check_images, count_pairs, measure_shift, print_warnings
 from ctseg.contest import A0
 from ctseg.data import (
     Case,
@@ -700,3 +700,10 @@ def test_new_images_that_are_read_otherwise_than_expected_are_listed(tmp_path, c
     assert capsys.readouterr().out.count("warning: ") == 4
     rows = check_images(tmp_path, SegmentationDataset(cases, EvalTransform(32)))
     assert not [row for row in rows if "8 bits" in row["problem"]]
+
+
+def test_pairs_are_counted_and_the_tables_columns_known(tiny):
+    assert count_pairs(tiny) == 4
+    (tiny / "Train" / "Mask" / "case_0.png").unlink()
+    assert count_pairs(tiny) == 3
+    assert all(tuple(row) == COLUMNS for row in check_dataset(tiny)) and check_dataset(tiny)

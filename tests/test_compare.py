@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from ctseg.compare import (
     find_gains,
     find_tied,
     find_verdict,
+    main,
     write_leaderboard,
 )
-from ctseg.folds import find_folds
+from ctseg.folds import find_folds, train_folds
+from ctseg.predict import read_scores
+from ctseg.runs import make_config, open_run
 
 IDS = [f"case_{index:02}" for index in range(60)]
 
@@ -222,3 +226,42 @@ def test_one_or_two_images_are_no_error(n):
     weights = draw_resamples(n)
     assert np.isfinite(find_gains(scores, weights)).all() and find_tied(scores, weights).any()
     assert np.isfinite(correct_for_choice(scores, weights)).all()
+
+
+def test_runs_are_compared_on_a_page_with_the_cases_that_differ_most(phantom, repository, capsys):
+    for name, lr in (("a", 0.002), ("b", 0.02)):
+        settings = {"epochs": 1, "target_size": 32, "width": 2, "depth": 2, "n_folds": 2}
+        config = make_config(data_root=str(phantom), run=name, lr=lr, **settings)
+        train_folds(config, open_run(config))
+    capsys.readouterr()
+    main(["a", "b", "a"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("rank ") and printed.endswith("runs/compare.html\n")
+    page = (repository / "runs" / "compare.html").read_text()
+    scores = [read_scores(path) for path in find_oof_files(repository, "ab")]
+    dice = [scores[0] | scores[1], scores[2] | scores[3]]
+    spread = {image: abs(dice[0][image] - dice[1][image]) for image in dice[0]}
+    shown = re.findall(r"<h3>(.*?)</h3>", page)
+    assert shown == sorted(sorted(spread), key=spread.get, reverse=True)[:6]
+    first = shown[0]
+    for name, own in zip("ab", dice):
+        assert f"{name}: Dice {own[first]:.4f}" in page and f'alt="{first} as {name} predicts it"' in page
+
+
+def find_oof_files(repository, names):
+    return [path / "oof.npz" for name in names for path in find_folds(repository / "runs" / name)]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "none"], "compare: no trained fold in "),
+        (["a", "other"], "compare: .*other and .*a were trained on"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_an_error_in_a_line(repository, names, message):
+    write_run(repository, "a", draw())
+    write_run(repository, "other", draw(), mask="another")
+    with pytest.raises(SystemExit, match=message):
+        main(names)
+    assert not (repository / "runs" / "compare.html").exists()

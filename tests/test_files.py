@@ -95,3 +95,10 @@ def test_a_file_system_without_locks_is_used_after_one_line(tmp_path, monkeypatc
             pass
     assert capsys.readouterr().out.count("WARNING: this file system has no locks") == 1
     assert (tmp_path / ".partial-1-x").exists()
+
+
+def test_a_table_without_rows_has_its_columns_if_they_are_known(tmp_path):
+    files.write_csv([], tmp_path / "a.csv", columns=("a", "b"))
+    assert (tmp_path / "a.csv").read_bytes() == b"a,b\r\n" and files.read_csv(tmp_path / "a.csv") == []
+    files.write_csv([], tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_bytes() == b""

@@ -1,6 +1,7 @@
 """What make passes on: the data, the run and the parameters that a command line names."""
 
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -54,6 +55,64 @@ def test_a_sweep_gets_its_grid_and_where_it_runs():
         ),
     ]:
         assert " ".join(expand("sweep", *arguments).replace("\\", "").split()).endswith(words)
+
+
+@pytest.mark.parametrize("target", ["kernel", "push", "test"])
+def test_pairs_are_compared_before_they_are_used(target):
+    assert "ctseg.pairs check" in expand(target)
+
+
+def test_runs_are_compared_by_their_names():
+    assert 'RUNS="a b" is required' in expand("compare")
+    assert "ctseg.compare a b" in expand("compare", "RUNS=a b")
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A Makefile with two runs, and files that are nobody's to remove."""
+    shutil.copy(REPOSITORY / "Makefile", tmp_path / "Makefile")
+    for name in ("runs/a/config.json", "runs/sweep/b/config.json", "runs/.hidden/x", "data/x", "build/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    return tmp_path
+
+
+def clean(place, *arguments, **variables):
+    """Call `make clean` there; return (status, the files that are left, the printed text)."""
+    names = {
+        name: value for name, value in os.environ.items() if name not in ("RUN", "MAKEFLAGS", "MAKELEVEL")
+    }
+    done = subprocess.run(
+        ["make", "clean", *arguments], cwd=place, env=names | variables, capture_output=True, text=True
+    )
+    left = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()} - {"Makefile"}
+    return done.returncode, left, done.stdout + done.stderr
+
+
+def test_a_run_is_removed_by_its_name_and_nothing_else(place):
+    _, before, _ = clean(place, "RUN=none")
+    for run, name in (("a", "runs/a/config.json"), ("sweep/b", "runs/sweep/b/config.json")):
+        status, left, _ = clean(place, f"RUN={run}")
+        assert status == 0 and before - left == {name}
+        before = left
+    assert "build/x" in before
+
+
+@pytest.mark.parametrize("run", ["", ".", "..", "a/..", "../data", "a/../../data", "/", "none", "a/", "*"])
+def test_what_is_not_the_name_of_a_run_removes_nothing(place, run):
+    _, before, _ = clean(place, "RUN=none")
+    status, left, printed = clean(place, f"RUN={run}")
+    assert status != 0 and left == before and "no run runs/" in printed
+
+
+def test_without_a_name_on_the_command_line_no_run_is_removed(place):
+    status, left, _ = clean(place, RUN="a")
+    assert status == 0 and left == {
+        "runs/a/config.json",
+        "runs/sweep/b/config.json",
+        "runs/.hidden/x",
+        "data/x",
+    }
 
 
 def test_new_images_are_predicted_by_a_run_that_is_named():

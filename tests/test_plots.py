@@ -18,6 +18,7 @@ from ctseg.plots import (
     plot_gains,
     plot_history,
     plot_predictions,
+    plot_round_trip,
     plot_scores,
     table,
 )
@@ -175,3 +176,26 @@ def test_scores_are_drawn_with_their_mean():
     assert sum(bar.get_height() for bar in axis.patches) == 2
     assert axis.lines[0].get_xdata()[0] == pytest.approx(0.3)
     draw(figure)
+
+
+def test_small_numbers_keep_digits_and_no_rows_have_a_text():
+    html = table([{"lr": 5.6e-06, "gain": -0.0004, "dice": 0.91234, "zero": 0.0}]).data
+    for text in ("5.6e-06", "-4.0e-04", "0.9123", "0.0000"):
+        assert f"<td>{text}</td>" in html
+    assert table([], otherwise="nothing < 1").data == "<p>nothing &lt; 1</p>"
+
+
+def test_a_panel_of_the_history_can_be_drawn_alone():
+    row = {"epoch": 1, "loss": 1.0, "bce": 1.0, "train_soft_dice": 0.1, "val_dice": 0.2, "lr": 5.6e-6}
+    figure = plot_history({0: [row]}, panels=["learning rate"])
+    (axis,) = figure.axes
+    draw(figure)
+    assert axis.get_title() == "learning rate" and list(axis.lines[0].get_ydata()) == [5.6e-6]
+
+
+def test_the_round_trip_is_drawn_for_both_places_of_the_threshold():
+    rows = [{"target_size": size, "dice": 0.9, "dice_thresholded_early": 0.8} for size in (64, 128)]
+    figure = plot_round_trip(rows)
+    draw(figure)
+    (axis,) = figure.axes
+    assert [list(line.get_ydata()) for line in axis.lines] == [[0.9, 0.9], [0.8, 0.8]]

@@ -13,9 +13,10 @@ import torch
 import torchvision
 from conftest import begin_run, save_image, write_pair
 
-from ctseg.config import Config
+from ctseg.config import CONTEST_FACTS, Config
 from ctseg.data import drop_unreadable
-from ctseg.files import write_text
+from ctseg.files import read_json, write_text
+from ctseg.phantom import write_phantom
 from ctseg.runs import (
     find_new_folder,
     keep_format,
@@ -459,3 +460,79 @@ def test_default_weights_that_are_attached_are_the_networks(hub, monkeypatch, tm
     monkeypatch.setattr("ctseg.runs.KAGGLE_INPUT", tmp_path / "input")
     torch.save(backbone.state_dict(), folder / "resnet18-f37072fd.pth")
     assert torch.equal(make_network(RESNET).encoder.features.conv1.weight, backbone.conv1.weight)
+
+
+@pytest.fixture
+def no_data(tmp_path, monkeypatch):
+    """A fresh clone: no data anywhere; a phantom that is written quickly."""
+    monkeypatch.delenv("CTSEG_DATA")
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    monkeypatch.setattr(
+        "ctseg.paths.write_phantom", lambda folder: write_phantom(folder, n_train=3, n_test=1)
+    )
+    return tmp_path
+
+
+def test_without_data_a_new_run_uses_the_phantom_and_says_so_each_time(no_data, capsys):
+    for _ in range(2):
+        config = make_config(run="a")
+        assert config.data_root == str(no_data / "data" / "phantom" / "Dataset")
+        assert capsys.readouterr().out == "DATA: the synthetic phantom; data_root names your own\n"
+        open_run(config)
+    make_config(run="a", data_root="phantom")
+    assert capsys.readouterr().out == ""  # it was asked for
+
+
+def test_data_that_are_there_come_before_the_phantom(no_data, phantom):
+    make_config(run="a")
+    shutil.copytree(phantom, no_data / "data" / "a0-2025-medical-image-segmentation" / "Dataset")
+    assert "a0-2025" in make_config(run="b").data_root
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"data_root": "gone"}, {"slug": "another"}, {"train_images": "images"}, {"test_images": "images"}],
+)
+def test_what_is_given_and_not_there_is_never_replaced_by_the_phantom(no_data, given):
+    with pytest.raises(FileNotFoundError, match="no data set"):
+        make_config(run="a", **given)
+    assert not (no_data / "data").exists()
+
+
+@pytest.mark.parametrize("place", ["CTSEG_DATA", "KAGGLE_KERNEL_RUN_TYPE", "mounts", "places"])
+def test_a_kaggle_kernel_and_a_run_that_had_data_never_use_the_phantom(no_data, monkeypatch, phantom, place):
+    if place == "mounts":
+        monkeypatch.setattr("ctseg.runs.KAGGLE_INPUT", no_data)
+    elif place == "places":
+        shutil.copytree(phantom, no_data / "mine")
+        open_run(make_config(run="a", data_root=str(no_data / "mine")))
+        shutil.rmtree(no_data / "mine")
+    else:
+        monkeypatch.setenv(place, "gone")
+    with pytest.raises(FileNotFoundError, match="no data set"):
+        make_config(run="a")
+    assert not (no_data / "data").exists()
+
+
+def test_what_does_not_train_keeps_the_contests_facts_alone(tmp_path, capsys):
+    looking = make_config(run="a", preset="quick", lr=0.5, slug="b", target_size=64)
+    run_dir = open_run(looking, trains=False)
+    assert read_json(run_dir / "config.json").keys() == {"run", *CONTEST_FACTS}
+    config = make_config(run="a", preset="strong")
+    assert (config.slug, config.lr, config.encoder, config.target_size) == ("b", 0.001, "mobilenet_v2", 192)
+    open_run(config)
+    open_run(make_config(run="a", target_size=64), trains=False)  # until a fold has weights
+    assert read_json(run_dir / "config.json")["target_size"] == 192
+    write_text("", run_dir / "fold0" / "best_unet_model.pth")
+    with pytest.raises(ValueError, match="target_size: got 64, stored 192"):
+        open_run(make_config(run="a", target_size=64), trains=False)
+
+
+def test_refused_settings_come_with_advice_for_the_place(tmp_path, phantom, monkeypatch):
+    begin_run(phantom)
+    config = make_config(run="a", lr=0.5)
+    with pytest.raises(ValueError, match="choose another run name, or pass its name alone"):
+        open_run(config)
+    monkeypatch.setattr("ctseg.runs.is_live", lambda: True)
+    with pytest.raises(ValueError, match="in the parameters cell, give run another name, or set these back"):
+        open_run(config)

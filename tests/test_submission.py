@@ -8,7 +8,7 @@ from PIL import Image
 
 from ctseg.contest import A0, Contest
 from ctseg.data import Case
-from ctseg.submission import check_submission, decode_rle, encode_rle, write_submission
+from ctseg.submission import check_submission, decode_rle, describe_submission, encode_rle, write_submission
 
 CONTESTS = [Contest(pixel_order=order, first_pixel=first) for order in "CF" for first in (0, 1)]
 DRAWN = np.array([[0, 1, 1], [1, 0, 0]], bool)
@@ -237,3 +237,16 @@ def test_broken_codes_are_refused_and_only_those():
             with pytest.raises(ValueError, match="run-length code"):
                 decode_rle(rle, mask.shape, A0)
     assert refused > N_MASKS / 4
+
+
+@pytest.mark.parametrize("empty", ["", "-1"])
+def test_a_submission_is_described_with_its_empty_masks(tmp_path, empty):
+    contest = Contest(submission_columns="id,class=1,rle", empty_mask=empty)
+    path = tmp_path / "submission.csv"
+    path.write_text(f"id,class,rle\na,1,1 5\nb,1,{empty}\n")
+    expected = (
+        "submission.csv: 2 rows, valid: each test image once, with a mask of its size; 1 of the masks are"
+    )
+    assert describe_submission(path, contest) == f"{expected} empty"
+    path.write_text("id,class,rle\na,1,1 5\n")
+    assert describe_submission(path, contest).endswith("a mask of its size")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ctseg.cluster import ask_worker, find_place, find_versions
 from ctseg.files import FolderBusy, lock_folder
-from ctseg.sweep import _count_threads, make_name, make_plan, run_sweep, run_task
+from ctseg.sweep import _count_threads, check_given, make_name, make_plan, run_sweep, run_task
 
 SMALL = {"epochs": 1, "target_size": 32, "width": 2, "depth": 2, "n_folds": 2}
 LISTS = {"lr": [0.001, 0.002], "batch_size": [4, 8]}
@@ -545,3 +545,23 @@ def test_a_cluster_survives_or_says_why_not(cluster, workplace, grid, what):
         return
     status, printed = sweep(workplace, longer, name, "--scheduler", address)
     assert status == 0, printed
+
+
+def test_hours_are_not_spent_on_the_phantom_nor_with_a_value_left_in_the_notebook(
+    tmp_path, monkeypatch, grid
+):
+    for name in ("ctseg", "notebooks"):
+        (tmp_path / name).mkdir()
+    notebook = REPOSITORY / "notebooks" / "03_train.ipynb"
+    text = notebook.read_text()
+    (tmp_path / "notebooks" / notebook.name).write_text(text.replace("epochs: int = None", "epochs: int = 2"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CTSEG_DATA", raising=False)
+    without = {name: value for name, value in grid.items() if name not in ("data_root", "epochs")}
+    for given, error, message in [
+        (without, FileNotFoundError, "no data set"),
+        (without | {"data_root": "x"}, ValueError, "03_train.ipynb has epochs = 2; set it to None there"),
+    ]:
+        with pytest.raises(error, match=message):
+            check_given(given)
+    check_given(grid)
