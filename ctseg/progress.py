@@ -2,6 +2,7 @@
 
 import html
 import re
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ class Display(Log):
         self.lines: list[str] = []
         self.began: tuple[float, float] | None = None  # the time of the first step, and the share done then
         self.next_bar = self.next_curves = 0.0
+        self.lock = threading.RLock()  # folds that train at the same time have a thread each
         self.bar = display(HTML("starting"), display_id=True)
         self.curves = display(HTML(""), display_id=True)
 
@@ -36,11 +38,12 @@ class Display(Log):
     def pass_on(self, line: str) -> None:
         """Take in a line of a fold that trains in another process."""
         found = re.match(r"(fold\d+) epoch (\d+)/(\d+) ", line)
-        if not found:
-            return self.say(line.rstrip())
-        fold_dir = next(path for path in self.shares if path.name == found[1])
-        self.on_step(fold_dir, int(found[2]), int(found[3]), 1.0)
-        self.on_epoch(fold_dir, read_history(fold_dir), int(found[3]))
+        with self.lock:
+            if not found:
+                return self.say(line.rstrip())
+            fold_dir = next(path for path in self.shares if path.name == found[1])
+            self.on_step(fold_dir, int(found[2]), int(found[3]), 1.0)
+            self.on_epoch(fold_dir, read_history(fold_dir), int(found[3]))
 
     def on_step(self, fold_dir: Path, epoch: int, n_epochs: int, share: float) -> None:
         """Move the bar."""
@@ -63,10 +66,11 @@ class Display(Log):
 
     def on_end(self, fold_dir: Path) -> None:
         """Take a fold that trains no more off the curves."""
-        super().on_end(fold_dir)
-        self.shares[fold_dir] = 1.0
-        self.histories.pop(fold_dir, None)
-        self._show_bar()
+        with self.lock:
+            super().on_end(fold_dir)
+            self.shares[fold_dir] = 1.0
+            self.histories.pop(fold_dir, None)
+            self._show_bar()
 
     def close(self) -> None:
         """Remove the curves: the next cell draws those of all folds."""
