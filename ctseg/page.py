@@ -39,7 +39,7 @@ table {border-collapse: collapse; font-variant-numeric: tabular-nums}
 td, th {padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; border-bottom: 1px solid var(--line)}
 td, th {overflow-wrap: normal}
 figure {margin: 0} img {max-width: 100%; height: auto; display: block; border-radius: 4px}
-.grid {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr))}
+.grid {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(45%, 300px), 1fr))}
 .pairs {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(45%, 320px), 1fr))}
 .curves img {width: 100%}
 .curves {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr))}
