@@ -78,8 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             output = run_dir / f"{name}_failed.ipynb"  # until it has not; an earlier copy stays
             run_notebook(path.with_suffix(".ipynb"), output, parameters)
             output.rename(run_dir / f"{name}.ipynb")
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         sys.exit(f"not run: {error}")
+    except RuntimeError as error:
+        sys.exit(f"{path.stem} failed: {error}")
     except PapermillExecutionError as error:
         sys.exit(f"{path.stem} failed: {error.ename}: {error.evalue} (the traceback is in {output})")
     except KeyboardInterrupt:

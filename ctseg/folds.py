@@ -104,7 +104,7 @@ def _describe_stop(log: Log) -> str:
         )
         texts.append(f"in epoch {epoch} of {fold_dir.name}; {kept}")
     again = "run this cell again" if is_live() else "run the same again"
-    return f"Stopped {', '.join(texts) or 'before the first epoch'}; {again} to go on"
+    return f"Stopped {', '.join(texts) or 'while no fold was trained'}; {again} to go on"
 
 
 def _try_fold(train: Callable[[int], None], run_dir: Path, log: Log, fold: int) -> Exception | None:
@@ -331,7 +331,7 @@ def _find_fold_dirs(run_dir: Path) -> list[Path]:
 def describe_unfinished(run_dir: Path) -> list[str]:
     """A line for each fold of a run that has epochs and is not finished."""
     return [
-        f"{fold_dir.name} is not finished, and has {len(history)} epochs"
+        f"{fold_dir.name} is not finished, epoch {len(history)} was its last"
         for fold_dir in _find_fold_dirs(run_dir)
         if not _is_finished(fold_dir) and (history := read_history(fold_dir))
     ]

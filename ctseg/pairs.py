@@ -55,7 +55,7 @@ def _read_committed(root: Path, name: str) -> str | None:
     """A file as the last commit has it; None if it does not, or without git."""
     command = ["git", "-C", str(root), "show", f"HEAD:./{name}"]
     try:
-        return subprocess.run(command, capture_output=True, check=True).stdout.decode()
+        return subprocess.run(command, capture_output=True, check=True, text=True, encoding="utf-8").stdout
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -100,7 +100,7 @@ def reset_parameters(notebook: NotebookNode) -> NotebookNode:
     """
     parameters = _find_parameters(notebook)
     for cell in notebook.cells[: notebook.cells.index(parameters)] + _list_between(notebook, parameters):
-        nodes = ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else []
+        nodes = _walk(cell.source) if cell.cell_type == "code" else []
         stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         if found := sorted(stored & set(NAMES)):
             raise ValueError(
@@ -135,9 +135,21 @@ def _find_parameters(notebook: NotebookNode) -> NotebookNode:
     return cells[0]
 
 
+def _walk(source: str) -> list[ast.AST]:
+    """The nodes of a cell's syntax tree; none if it is not Python alone, but has a line such as %pwd."""
+    try:
+        return list(ast.walk(ast.parse(source)))
+    except SyntaxError:
+        return []
+
+
 def _list_values(source: str) -> Iterator[tuple[str, ast.expr]]:
-    """Each name that a parameters cell sets, with its value."""
-    for statement in ast.parse(source).body:
+    """Each name that a parameters cell sets, with its value; ValueError if it is not Python."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise ValueError(f"the parameters cell is not Python, line {error.lineno}: {error.msg}") from None
+    for statement in statements:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             yield statement.targets[0].id, statement.value
         elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):

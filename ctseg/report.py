@@ -128,7 +128,7 @@ def write_cases(
         probability, letterbox, true_mask = validation.read(index)
         image = read_image(validation.cases[index].image, window=window)
         picture = draw_case(image, true_mask, make_mask(probability, letterbox, chosen))
-        text = f"{validation.cases[index].image_id.replace('/', '_')[:80]}, Dice {scores[index]:.4f}"
+        text = f"{validation.cases[index].image_id.replace('/', '_')[:50]}, Dice {scores[index]:.4f}"
         write_bytes(picture, run_dir / "cases" / f"{place:02d} {kind} {text}.webp")
 
 

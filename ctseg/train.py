@@ -105,7 +105,7 @@ def train_model(
     with lock_folder(fold_dir):
         checkpoint = _read_checkpoint(fold_dir / "last.pth")
         if checkpoint:
-            total_steps, history = checkpoint["total_steps"], checkpoint["history"]
+            total_steps, history = checkpoint["total_steps"], _rename(checkpoint["history"])
         else:
             total_steps, history = _count_steps(learner, train, validation, budget_seconds), []
         learner.set_schedule(config.schedule, total_steps)
@@ -166,7 +166,12 @@ def read_history(fold_dir: Path) -> list[dict]:
     """Read a fold's `history.csv`, one row per epoch; none without it."""
     path = fold_dir / "history.csv"
     rows = read_csv(path) if path.is_file() else []
-    return [{name: json.loads(value) for name, value in row.items()} for row in rows]
+    return _rename([{name: json.loads(value) for name, value in row.items()} for row in rows])
+
+
+def _rename(history: Sequence[dict]) -> list[dict]:
+    """A history with today's names: the soft Dice of training batches was once called dice."""
+    return [{"train_soft_dice" if name == "dice" else name: row[name] for name in row} for row in history]
 
 
 def find_kept(history: Sequence[dict], keep: str) -> dict:

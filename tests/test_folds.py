@@ -212,7 +212,9 @@ def test_unfinished_folds_are_used_if_that_is_asked_for(phantom, make_run, monke
     stop_in_epoch(2, monkeypatch)
     with pytest.raises(Stopped):
         train_folds(config, run_dir)
-    message = "fold0 is not finished, and has 1 epochs.*or pass use_unfinished to make do with what there is"
+    message = (
+        "fold0 is not finished, epoch 1 was its last.*or pass use_unfinished to make do with what there is"
+    )
     with pytest.raises(FileNotFoundError, match=message):
         find_oof(config, run_dir)
     asked = replace(config, use_unfinished=True)

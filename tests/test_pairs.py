@@ -120,6 +120,16 @@ def test_a_cell_of_its_own_that_sets_a_parameter_is_refused(place):
         reset_parameters(notebook)
 
 
+def test_lines_that_are_not_python_are_let_alone_and_in_the_parameters_an_error():
+    notebook = read()
+    notebook.cells.insert(0, new_code_cell("%pwd\n!ls"))
+    reset_parameters(notebook)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    cell.source += "\n<<<<<<< HEAD"
+    with pytest.raises(ValueError, match="the parameters cell is not Python, line 14: "):
+        reset_parameters(notebook)
+
+
 def test_the_text_half_has_the_same_parameters():
     text = jupytext.read(REPOSITORY / "notebooks" / "03_train.py")
     assert find_tried(text) == {}

@@ -1,11 +1,24 @@
 """The summary of a run."""
 
+import re
+
 import numpy as np
 import pytest
+from conftest import save_image
 
 from ctseg.config import Config, fill_settings
-from ctseg.files import read_json, write_bytes, write_csv, write_json, write_text
-from ctseg.report import choose_cases, print_summary, summarize, write_report, write_summary
+from ctseg.data import Case
+from ctseg.files import read_csv, read_json, write_bytes, write_csv, write_json, write_text
+from ctseg.postprocess import PostProcess
+from ctseg.report import (
+    choose_cases,
+    print_summary,
+    summarize,
+    write_cases,
+    write_report,
+    write_summary,
+)
+from ctseg.transforms import make_letterbox
 
 
 def test_one_score_is_its_own_mean_and_interval():
@@ -105,3 +118,37 @@ def test_of_the_cases_four_typical_ones_two_failures_and_the_next_worst_are_show
     assert [index for index, kind in kinds.items() if kind == "failure"] == [0, 1]
     assert [index for index, kind in kinds.items() if kind == "worst"] == [2, 3, 4, 5, 6, 7]
     assert choose_cases(np.array([0.5])) == {0: "typical"}
+
+
+class Predictions:
+    """In place of `predict.OutOfFold`: images of one size, each with a square as mask and prediction."""
+
+    def __init__(self, folder, names):
+        image = np.full((40, 60, 3), 90, np.uint8)
+        path = save_image(folder / "image.png", image)
+        self.cases = [Case(name, path) for name in names]
+        self.folds = np.zeros(len(names), int)
+
+    def score(self, chosen):
+        return np.linspace(0, 1, len(self.cases))
+
+    def read(self, index):
+        probability = np.zeros((32, 32), np.float32)
+        probability[10:20, 10:20] = index % 2  # every other prediction is empty
+        mask = np.zeros((40, 60), bool)
+        mask[5:20, 9:30] = index % 3 > 0
+        return probability, make_letterbox((40, 60), 32), mask
+
+
+@pytest.mark.parametrize("n", [1, 2, 20])
+def test_cases_are_drawn_whatever_their_names_are(run_dir, tmp_path, n):
+    names = ["a b.c", '<i>"&', "50 %s", "größer", "漢" * 90, "x" * 200, *map(str, range(14))][:n]
+    write_cases(run_dir, Predictions(tmp_path, names), PostProcess(), None)
+    page = report(run_dir)
+    assert page.count("predictions magenta.</p>") == (1 if n < 3 else 2)
+    pictures = re.findall(r'<img alt="([^"]*)" src="data:image/webp', page)
+    assert len(pictures) == min(n, 12) and len(set(pictures)) == len(pictures)
+    assert all(text.endswith("; true mask green, prediction magenta") for text in pictures)
+    assert ("&lt;i&gt;&quot;&amp;, Dice" in page) == (n > 1) and "<i>" not in page
+    rows = read_csv(run_dir / "scores.csv")
+    assert [row["image_id"] for row in rows] == names

@@ -16,7 +16,7 @@ from conftest import Program, load_cases
 from ctseg.config import Config
 from ctseg.data import read_mask
 from ctseg.explore import round_trip_dice
-from ctseg.files import lock_folder, read_csv
+from ctseg.files import lock_folder, read_csv, write_csv
 from ctseg.model import load_weights, make_model
 from ctseg.predict import predict_probabilities
 from ctseg.train import (
@@ -30,10 +30,12 @@ from ctseg.train import (
     fit_steps,
     make_optimizer,
     one_cycle,
+    read_history,
     split_batches,
     split_steps,
     train_model,
 )
+from ctseg.weights import write_torch
 
 SETTINGS = {
     "epochs": 3,
@@ -115,6 +117,23 @@ def test_each_epoch_writes_a_row_pictures_and_the_best_weights(training_set, tmp
     load_weights(model, tmp_path / "best_unet_model.pth")
     scores = evaluate_model(model, training_set.select(range(12, 17)))
     assert scores.mean() == pytest.approx(best["val_dice"], abs=1e-6)
+
+
+def test_a_run_of_an_earlier_version_goes_on(training_set, tmp_path):
+    """Its histories call soft Dice of training batches dice."""
+    _, history = train(training_set, tmp_path)
+    old = [{"dice" if name == "train_soft_dice" else name: row[name] for name in row} for row in history[:2]]
+    path = tmp_path / "last.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    write_torch(checkpoint | {"history": old}, path)
+    write_csv(old, tmp_path / "history.csv")
+    assert read_history(tmp_path) == history[:2]
+    _, again = train(training_set, tmp_path)
+    assert (
+        [list(row) for row in again]
+        == [list(history[0])] * 3
+        == [list(row) for row in read_history(tmp_path)]
+    )
 
 
 @pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 3)])
