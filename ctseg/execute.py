@@ -19,10 +19,10 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from ctseg.arguments import add_parameters, parse_arguments, read_arguments
-from ctseg.config import Config, fill_settings
 from ctseg.files import print_anywhere
 from ctseg.pairs import check_pairs, reset_parameters
 from ctseg.paths import find_repository, find_run_dir
+from ctseg.runs import read_config
 
 
 def run_notebook(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = find_repository()
     try:
         parameters = read_arguments(given)
-        run_dir = find_run_dir(Config(**fill_settings(parameters)).run)
+        run_dir = find_run_dir(read_config(**parameters).run)
         check_pairs(root)
         paths = sorted((root / "notebooks").glob(f"{given.only}.py"))
         for path in paths:

@@ -95,13 +95,8 @@ def _describe_stop(log: Log) -> str:
     texts = []
     for fold_dir, (epoch, _) in log.places.items():
         n_kept = len(read_history(fold_dir))
-        kept = (
-            "no epoch is kept yet"
-            if not n_kept
-            else "epoch 1 is kept"
-            if n_kept == 1
-            else (f"epochs 1 to {n_kept} are kept")
-        )
+        few = {0: "no epoch is kept yet", 1: "epoch 1 is kept"}
+        kept = few.get(n_kept, f"epochs 1 to {n_kept} are kept")
         texts.append(f"in epoch {epoch} of {fold_dir.name}; {kept}")
     again = "run this cell again" if is_live() else "run the same again"
     return f"Stopped {', '.join(texts) or 'while no fold was trained'}; {again} to go on"
@@ -216,8 +211,7 @@ def train_fold(
     """Train one fold and, last of all, keep its out-of-fold predictions, made with the weights it kept.
 
     Then the states in its checkpoint are removed, and all pictures but those of the first epoch and of the
-    one that is kept.
-    A fold that is finished is left as it is. `claim` and `log`: see `train_model`.
+    one that is kept. A fold that is finished is left as it is. `claim` and `log`: see `train_model`.
 
     Raises:
         MemoryError: the GPU's memory is too small; the message names a batch size to try.

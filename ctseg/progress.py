@@ -42,8 +42,9 @@ class Display(Log):
             if not found:
                 return self.say(line.rstrip())
             fold_dir = next(path for path in self.shares if path.name == found[1])
-            self.on_step(fold_dir, int(found[2]), int(found[3]), 1.0)
-            self.on_epoch(fold_dir, read_history(fold_dir), int(found[3]))
+            done, n_epochs = int(found[2]), int(found[3])
+            self.on_step(fold_dir, min(done + 1, n_epochs), n_epochs, float(done == n_epochs))
+            self.on_epoch(fold_dir, read_history(fold_dir), n_epochs)
 
     def on_step(self, fold_dir: Path, epoch: int, n_epochs: int, share: float) -> None:
         """Move the bar."""

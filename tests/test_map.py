@@ -57,7 +57,7 @@ IMPORTS = {
     "child": set(),
     "cluster": {"files"},
     "pairs": {"config", "files"},
-    "execute": {"arguments", "config", "files", "pairs", "paths"},
+    "execute": {"arguments", "files", "pairs", "paths", "runs"},
     "sweep": {"arguments", "cluster", "compare", "config", "contest", "data", "device", "files"}
     | {"fingerprint", "folds", "pairs", "paths", "runs", "seeds", "train"},
 }

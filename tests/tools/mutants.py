@@ -16,7 +16,20 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Tests of these start programs, or say nothing of a fault.
-SLOW = {"bench", "build", "client", "kernel", "kill", "makefile", "map", "mutants", "notebooks", "sweep"}
+SLOW = {
+    "bench",
+    "browser",
+    "build",
+    "client",
+    "execute",
+    "kernel",
+    "kill",
+    "makefile",
+    "map",
+    "mutants",
+    "notebooks",
+    "sweep",
+}
 FAULTS = [
     (
         "RLE off by one",
@@ -686,6 +699,57 @@ FAULTS = [
         "arguments",
         "parameters |= {name: parse_value(value)",
         "parameters = parameters or {name: parse_value(value)",
+    ),
+    (
+        "tried values in a run",
+        "execute",
+        "notebook = reset_parameters(nbformat.read(path, as_version=4))",
+        "notebook = nbformat.read(path, as_version=4)",
+    ),
+    ("halves that differ in the commit", "pairs", "if any(texts) and not _agree(texts):", "if False:"),
+    ("a cell of its own unnoticed", "pairs", "if found := sorted(stored & set(NAMES)):", "if found := []:"),
+    ("outputs in git", "pairs", "notebook, _ = ClearOutputPreprocessor(enabled=True)(notebook, {})", "pass"),
+    ("the phantom on Kaggle", "runs", "and not is_given and not on_kaggle", "and not is_given"),
+    ("the phantom in place of lost data", "runs", "or (places and places.is_file()):", "or False:"),
+    ("a look at the data fixes the recipe", "runs", "    elif not trains:", "    elif False:"),
+    (
+        "a refused setting trains",
+        "folds",
+        "    check_settings(config, run_dir)\n    training_set",
+        "    training_set",
+    ),
+    ("a finished fold keeps its states", "folds", '    slim_checkpoint(fold_dir / "last.pth")\n', ""),
+    (
+        "unfinished folds counted as finished",
+        "folds",
+        "if unfinished else _is_finished",
+        "if True else _is_finished",
+    ),
+    ("a bar for papermill", "live", "    return is_watched and", "    return"),
+    ("curves of the other theme", "page", '("black", "ink"), ', ""),
+    (
+        "a report of any size",
+        "report",
+        "left_out = size + len(picture) > _MAX_BYTES * 0.98",
+        "left_out = False",
+    ),
+    (
+        "a report with a path of the machine",
+        "report",
+        "Path(value).name if is_path else str(value)",
+        "str(value)",
+    ),
+    (
+        "failures hidden among the typical",
+        "report",
+        "in enumerate(map(int, worst[: 2 + _N_SHOWN]))",
+        "in enumerate([])",
+    ),
+    (
+        "runs that differ least",
+        "compare",
+        "key=spread.get, reverse=True)[:n_cases]",
+        "key=spread.get)[:n_cases]",
     ),
 ]
 
