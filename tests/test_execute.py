@@ -48,7 +48,7 @@ def run(clone, *arguments):
 
 
 def test_a_run_gets_what_was_asked_and_nothing_that_was_tried(clone, phantom):
-    parameters = as_arguments({"data_root": phantom, "epochs": 1, **SMALL})
+    parameters = as_arguments({"data_root": phantom, "epochs": 1, "n_folds": 2, **SMALL})
     status, printed, error = run(clone, "-r", "run", "7", *parameters)
     assert status == 0 and error == "", error  # nor does the kernel speak
     run_dir = clone / "runs" / "7"
@@ -68,6 +68,9 @@ def test_a_run_gets_what_was_asked_and_nothing_that_was_tried(clone, phantom):
     after = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()}
     assert after.keys() - before.keys() == {run_dir / "01_eda_failed.ipynb"}
     assert before.items() <= after.items()
+
+    status, printed, error = run(clone, "--only", "03_train", "-r", "run", "7", "-p", "fold", 1)
+    assert status == 0 and "fold1 is finished already" in printed, error  # of the run's two folds
 
     status, printed, error = run(
         clone,
