@@ -77,7 +77,7 @@ def draw_svg(figure: Figure) -> str:
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ctseg"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    for color, name in (("#000000", "ink"), ("black", "ink"), ("#ffffff", "paper"), ("white", "paper")):
+    for color, name in (("#000000", "ink"), ("#ffffff", "paper")):
         text = text.replace(f": {color}", f": var(--{name})")
     start = text.index(">", text.index("<svg")) + 1
     return f"{text[text.index('<svg') : start]}\n{_SVG_STYLE}{text[start:]}"

@@ -726,7 +726,7 @@ FAULTS = [
         "if True else _is_finished",
     ),
     ("a bar for papermill", "live", "    return is_watched and", "    return"),
-    ("curves of the other theme", "page", '("black", "ink"), ', ""),
+    ("curves of the other theme", "page", '("#000000", "ink"), ', ""),
     (
         "a report of any size",
         "report",
