@@ -60,8 +60,8 @@ predict: setup ## masks of all images in IMAGES by the run RUN, into runs/RUN/pr
 
 clean: ## remove caches and builds, never data or notebooks; with RUN=name that run, and nothing else
 ifeq ($(origin RUN),command line)
-	@test -d "runs/$(RUN)" && [[ ! "/$(RUN)/" =~ /\.*/ ]] || { echo "no run runs/$(RUN); there are: $$(ls runs 2>/dev/null | xargs)"; exit 1; }
-	rm -rf "runs/$(RUN)"
+	@run='$(subst ','\'',$(RUN))'; case "/$$run/" in *//*|*/./*|*/../*) false;; *) test -f "runs/$$run/config.json";; esac \
+	    && rm -rf "runs/$$run" || { echo "no run runs/$$run; there are: $$(ls runs 2>/dev/null | xargs)"; exit 1; }
 else
 	rm -rf build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

@@ -29,10 +29,14 @@ def run_notebook(path: Path, output: Path, parameters: Mapping[str, Any]) -> Non
     """Run a notebook with these parameters alone; what it prints is printed, `output` is the executed copy.
 
     Raises:
+        ValueError: the notebook's parameters cannot be put back to their defaults.
         PapermillExecutionError: a cell failed; the copy has the whole traceback.
         RuntimeError: the kernel died.
     """
-    notebook = reset_parameters(nbformat.read(path, as_version=4))
+    try:
+        notebook = reset_parameters(nbformat.read(path, as_version=4))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
     output.parent.mkdir(parents=True, exist_ok=True)
     with _quiet_kernel():
         papermill.execute_notebook(

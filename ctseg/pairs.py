@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 from nbconvert.preprocessors import ClearOutputPreprocessor
 from nbformat import NotebookNode
 
@@ -96,13 +97,12 @@ def reset_parameters(notebook: NotebookNode) -> NotebookNode:
     """Put the defaults back into a notebook's parameters cell, whatever was tried and saved there.
 
     Raises:
-        ValueError: a cell of its own sets a parameter.
+        ValueError: another cell sets a parameter before the settings are read, or the parameters cell does so
+            otherwise than name by name.
     """
     parameters = _find_parameters(notebook)
-    for cell in notebook.cells[: notebook.cells.index(parameters)] + _list_between(notebook, parameters):
-        nodes = _walk(cell.source) if cell.cell_type == "code" else []
-        stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        if found := sorted(stored & set(NAMES)):
+    for cell in _list_other_cells(notebook, parameters):
+        if found := sorted(_list_stored(_parse(cell.source))):
             raise ValueError(
                 f"a cell of its own sets {found[0]!r}; set it in the parameters cell, or pass it on the "
                 "command line"
@@ -117,12 +117,20 @@ def reset_parameters(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def _list_between(notebook: NotebookNode, parameters: NotebookNode) -> list[NotebookNode]:
-    """The cells between a notebook's parameters and its settings, as somebody has put them there."""
-    start = notebook.cells.index(parameters) + 1
-    tags = [cell.metadata.get("tags", []) for cell in notebook.cells[start:]]
-    end = next((place for place, names in enumerate(tags) if "setup" in names), len(tags))
-    return notebook.cells[start : start + end]
+def _list_other_cells(notebook: NotebookNode, parameters: NotebookNode) -> list[NotebookNode]:
+    """The code cells other than the parameters, up to the one that reads the settings."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    settings = [place for place, cell in enumerate(cells) if "setup" in cell.metadata.get("tags", [])]
+    end = settings[0] + 1 if settings else cells.index(parameters)
+    return [cell for cell in cells[:end] if cell is not parameters]
+
+
+def _list_stored(tree: ast.AST) -> list[str]:
+    """The parameters that a syntax tree sets, each as often as it does."""
+    nodes = (
+        node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    )
+    return [node.id for node in nodes if node.id in NAMES]
 
 
 def _find_parameters(notebook: NotebookNode) -> NotebookNode:
@@ -135,25 +143,33 @@ def _find_parameters(notebook: NotebookNode) -> NotebookNode:
     return cells[0]
 
 
-def _walk(source: str) -> list[ast.AST]:
-    """The nodes of a cell's syntax tree; none if it is not Python alone, but has a line such as %pwd."""
+def _parse(source: str) -> ast.AST:
+    """A cell's syntax tree, of IPython's own lines too; an empty one if it is broken."""
     try:
-        return list(ast.walk(ast.parse(source)))
+        return ast.parse(TransformerManager().transform_cell(source))
     except SyntaxError:
-        return []
+        return ast.Module([], [])
 
 
 def _list_values(source: str) -> Iterator[tuple[str, ast.expr]]:
-    """Each name that a parameters cell sets, with its value; ValueError if it is not Python."""
+    """Each name that a parameters cell sets, with its value.
+
+    Raises:
+        ValueError: it is not Python, or sets a parameter otherwise than by `name = value`.
+    """
     try:
-        statements = ast.parse(source).body
+        tree = ast.parse(source)
     except SyntaxError as error:
         raise ValueError(f"the parameters cell is not Python, line {error.lineno}: {error.msg}") from None
-    for statement in statements:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            yield statement.targets[0].id, statement.value
-        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            yield statement.target.id, statement.value
+    left = _list_stored(tree)
+    for statement in tree.body:
+        match statement:
+            case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, value):
+                left = [other for other in left if other != name] if left.count(name) == 1 else left
+                if value:
+                    yield name, value
+    if left:
+        raise ValueError(f"the parameters cell sets {left[0]!r} otherwise than once, by {left[0]} = value")
 
 
 def main(words: Sequence[str]) -> None:
@@ -161,11 +177,12 @@ def main(words: Sequence[str]) -> None:
     try:
         if words == ["strip"]:
             notebook = nbformat.reads(sys.stdin.buffer.read().decode(), as_version=4)
-            print(nbformat.writes(strip_notebook(notebook), indent=1))
+            text = nbformat.writes(strip_notebook(notebook), indent=1)
+            sys.stdout.buffer.write(f"{text}\n".encode())  # whatever the terminal's encoding is
         else:
             check_pairs(Path.cwd())
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
+    except (ValueError, OSError, AttributeError, nbformat.ValidationError) as error:
+        sys.exit(f"{type(error).__name__}: {error}" if words == ["strip"] else str(error))
 
 
 if __name__ == "__main__":

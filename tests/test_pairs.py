@@ -1,5 +1,6 @@
 """Notebooks as files: pairs, what git keeps, values that were tried."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,44 @@ def test_a_cell_of_its_own_that_sets_a_parameter_is_refused(place):
     notebook.cells.insert(place, new_code_cell("_a = 1\nepochs = 2"))
     with pytest.raises(ValueError, match="a cell of its own sets 'epochs'; set it in the parameters cell"):
         reset_parameters(notebook)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["lr, epochs = 0.5, 3", "if True:\n    lr = 0.5", "lr += 0.5", "lr = epochs = 3", "(lr := 3)", "lr = 3"],
+)
+def test_a_parameter_that_is_not_set_by_name_and_once_is_refused(line):
+    notebook = read()
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    cell.source += f"\n{line}"
+    for function in (find_tried, reset_parameters):
+        with pytest.raises(ValueError, match="the parameters cell sets '(lr|epochs)' otherwise than once"):
+            function(notebook)
+
+
+def test_a_parameter_without_a_value_is_let_alone():
+    notebook = read()
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    cell.source = cell.source.replace("lr: float = None", "lr: float")
+    assert find_tried(notebook) == {} and "lr: float  #" in reset_parameters(notebook).cells[3].source
+
+
+def test_the_settings_cell_itself_and_one_with_ipythons_lines_may_not_set_any():
+    for place, source in ((4, "lr = 0.5\n"), (1, "%pwd\nlr = 0.5\n")):
+        notebook = read()
+        notebook.cells[place].source = source + notebook.cells[place].source
+        with pytest.raises(ValueError, match="a cell of its own sets 'lr'"):
+            reset_parameters(notebook)
+
+
+def test_the_filter_writes_utf_8_whatever_the_terminal_has_and_refuses_what_is_no_notebook():
+    command = [sys.executable, "-m", "ctseg.pairs", "strip"]
+    stored = (REPOSITORY / "notebooks" / "03_train.ipynb").read_bytes()
+    options = {"cwd": REPOSITORY, "capture_output": True, "env": os.environ | {"PYTHONIOENCODING": "ascii"}}
+    assert subprocess.run(command, input=stored, **options).stdout == stored
+    for text in (b"[1]", b"{}", b"<<<<<<< HEAD"):
+        done = subprocess.run(command, input=text, **options)
+        assert done.returncode == 1 and done.stdout == b"" and b"Traceback" not in done.stderr
 
 
 def test_lines_that_are_not_python_are_let_alone_and_in_the_parameters_an_error():

@@ -707,7 +707,12 @@ FAULTS = [
         "notebook = nbformat.read(path, as_version=4)",
     ),
     ("halves that differ in the commit", "pairs", "if any(texts) and not _agree(texts):", "if False:"),
-    ("a cell of its own unnoticed", "pairs", "if found := sorted(stored & set(NAMES)):", "if found := []:"),
+    (
+        "a cell of its own unnoticed",
+        "pairs",
+        "if found := sorted(_list_stored(_parse(cell.source))):",
+        "if found := []:",
+    ),
     ("outputs in git", "pairs", "notebook, _ = ClearOutputPreprocessor(enabled=True)(notebook, {})", "pass"),
     ("the phantom on Kaggle", "runs", "and not is_given and not on_kaggle", "and not is_given"),
     ("the phantom in place of lost data", "runs", "or (places and places.is_file()):", "or False:"),
