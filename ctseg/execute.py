@@ -20,7 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from ctseg.arguments import add_parameters, parse_arguments, read_arguments
 from ctseg.files import print_anywhere
-from ctseg.pairs import check_pairs, reset_parameters
+from ctseg.pairs import KERNELSPEC, check_pairs, find_notebooks, reset_parameters
 from ctseg.paths import find_repository, find_run_dir
 from ctseg.runs import read_config
 
@@ -40,7 +40,12 @@ def run_notebook(path: Path, output: Path, parameters: Mapping[str, Any]) -> Non
     output.parent.mkdir(parents=True, exist_ok=True)
     with _quiet_kernel():
         papermill.execute_notebook(
-            notebook, output, parameters=dict(parameters), progress_bar=False, stdout_file=sys.stdout
+            notebook,
+            output,
+            parameters=dict(parameters),
+            kernel_name=KERNELSPEC["name"],  # whatever a front end has saved
+            progress_bar=False,
+            stdout_file=sys.stdout,
         )
 
 
@@ -68,7 +73,7 @@ def _quiet_kernel() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the notebooks as the command line says; exit with status 1 at the first that fails."""
     parser = argparse.ArgumentParser(description="Run the notebooks headless, in turn.")
-    parser.add_argument("--only", default="[0-9][0-9]_*", help="the name of one of them")
+    parser.add_argument("--only", help="the name of one of them")
     add_parameters(parser)
     given = parse_arguments(parser, argv)
     root = find_repository()
@@ -76,8 +81,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parameters = read_arguments(given)
         run_dir = find_run_dir(read_config(**parameters).run)
         check_pairs(root)
-        paths = sorted((root / "notebooks").glob(f"{given.only}.py"))
-        for path in paths:
+        for path in find_notebooks(root):
+            if given.only not in (None, path.stem):
+                continue
             name = "predict" if parameters.get("predict_folder") else path.stem
             output = run_dir / f"{name}_failed.ipynb"  # until it has not; an earlier copy stays
             run_notebook(path.with_suffix(".ipynb"), output, parameters)

@@ -117,7 +117,7 @@ def _try_fold(train: Callable[[int], None], run_dir: Path, log: Log, fold: int) 
         with suppress(OSError):  # the disk may be full
             write_text(traceback.format_exc(), record)
         failure = error
-    log.on_end(run_dir / f"fold{fold}")
+    log.on_end(run_dir / f"fold{fold}", failed=failure is not None)
     return failure
 
 

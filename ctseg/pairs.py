@@ -5,6 +5,7 @@ reads them.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,13 +31,18 @@ _EMPTY = {
 }  # defaults other than None
 
 
+def find_notebooks(root: Path) -> list[Path]:
+    """The .py of each pair in `root/notebooks`, in order; not copies such as 03_train-Copy1."""
+    return sorted(path for path in root.glob("notebooks/*.py") if re.fullmatch(r"\d\d_\w+", path.stem))
+
+
 def check_pairs(root: Path) -> None:
     """Check that both halves of each pair have the same cells, in the tree and in the last commit.
 
     Raises:
         ValueError: two do not; the first pair is named.
     """
-    names = sorted({path.stem for path in (root / "notebooks").glob("[0-9][0-9]_*.py")})
+    names = [path.stem for path in find_notebooks(root)]
     for name in names:
         halves = [root / "notebooks" / f"{name}{suffix}" for suffix in (".py", ".ipynb")]
         if not _agree([path.read_text(encoding="utf-8") if path.is_file() else None for path in halves]):

@@ -160,10 +160,11 @@ def plot_history(
     for axis, text in zip(axes, panels):
         for fold, history in histories.items():
             epochs = [row["epoch"] for row in history]
-            for name, style in zip(PANELS[text], (".-", ".--")):
-                label = f"fold {fold}" if style == ".-" else None
+            marker = "." if len(history) <= 50 else ""  # a single epoch has no line
+            for name, style in zip(PANELS[text], ("-", "--")):
+                label = f"fold {fold}" if style == "-" else None
                 values = [row[name] for row in history]
-                axis.plot(epochs, values, style, color=f"C{fold % 10}", label=label)
+                axis.plot(epochs, values, style, marker=marker, color=f"C{fold % 10}", label=label)
         axis.set_title(text, fontsize=8)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)

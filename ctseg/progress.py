@@ -1,7 +1,6 @@
 """How training tells whoever watches a live notebook where it is: one bar for all folds, and their curves."""
 
 import html
-import re
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ class Display(Log):
         self.histories: dict[Path, list[dict]] = {}  # of the folds that train
         self.lines: list[str] = []
         self.began: tuple[float, float] | None = None  # the time of the first step, and the share done then
+        self.n_failed = 0
         self.next_bar = self.next_curves = 0.0
         self.lock = threading.RLock()  # folds that train at the same time have a thread each
         self.bar = display(HTML("starting"), display_id=True)
@@ -32,19 +32,20 @@ class Display(Log):
 
     def say(self, line: str) -> None:
         """Show a line above the bar."""
-        self.lines.append(line)
-        self._show_bar()
+        with self.lock:
+            self.lines.append(line)
+            self._show_bar()
 
     def pass_on(self, line: str) -> None:
         """Take in a line of a fold that trains in another process."""
-        found = re.match(r"(fold\d+) epoch (\d+)/(\d+) ", line)
         with self.lock:
-            if not found:
-                return self.say(line.rstrip())
-            fold_dir = next(path for path in self.shares if path.name == found[1])
-            done, n_epochs = int(found[2]), int(found[3])
-            self.on_step(fold_dir, min(done + 1, n_epochs), n_epochs, float(done == n_epochs))
-            self.on_epoch(fold_dir, read_history(fold_dir), n_epochs)
+            n_lines = len(self.lines)
+            super().pass_on(line)
+            name = line.partition(" epoch ")[0]
+            if name in self.fold_dirs:
+                del self.lines[n_lines:]  # the bar shows it
+                fold_dir = self.fold_dirs[name]
+                self.on_epoch(fold_dir, read_history(fold_dir), self.places[fold_dir][1])
 
     def on_step(self, fold_dir: Path, epoch: int, n_epochs: int, share: float) -> None:
         """Move the bar."""
@@ -65,10 +66,13 @@ class Display(Log):
             now = time.monotonic()
             self.next_curves = now + (now - started) / _DRAWING
 
-    def on_end(self, fold_dir: Path) -> None:
+    def on_end(self, fold_dir: Path, *, failed: bool) -> None:
         """Take a fold that trains no more off the curves."""
         with self.lock:
-            super().on_end(fold_dir)
+            if self.began and fold_dir not in self.places:  # it was finished, and took no time
+                self.began = self.began[0], self.began[1] + 1 / len(self.shares)
+            super().on_end(fold_dir, failed=failed)
+            self.n_failed += failed
             self.shares[fold_dir] = 1.0
             self.histories.pop(fold_dir, None)
             self._show_bar()
@@ -95,8 +99,9 @@ class Display(Log):
             elapsed = time.monotonic() - self.began[0]
             left = elapsed * (1 - self._total()) / (self._total() - self.began[1])
             texts.append(f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
-        n_done = sum(share == 1 for share in self.shares.values())
-        return " · ".join(texts) or f"{n_done} of {len(self.shares)} folds are done"
+        n_done = sum(share == 1 for share in self.shares.values()) - self.n_failed
+        failed = f", {self.n_failed} failed" if self.n_failed else ""
+        return " · ".join(texts) or f"{n_done} of {len(self.shares)} folds are done{failed}"
 
     def _describe_fold(self, fold_dir: Path, place: tuple[int, int]) -> str:
         """A fold's place among all, its epoch and its best score so far."""

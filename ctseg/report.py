@@ -6,6 +6,7 @@
 import html
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -96,7 +97,11 @@ def write_summary(
 
 def _read_histories(run_dir: Path) -> dict[str, list[dict]]:
     """The history of each fold that has one, by the name of its folder."""
-    return {path.parent.name: read_history(path.parent) for path in sorted(run_dir.glob("fold*/history.csv"))}
+    paths = [
+        path for path in run_dir.glob("fold*/history.csv") if path.parent.name[4:].isdigit()
+    ]  # no copies
+    paths.sort(key=lambda path: int(path.parent.name[4:]))
+    return {path.parent.name: read_history(path.parent) for path in paths}
 
 
 def choose_cases(scores: np.ndarray) -> dict[int, str]:
@@ -135,7 +140,11 @@ def write_cases(
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` from a run's files: the result first, the figures of the notebooks folded below."""
     summary, config = read_json(run_dir / "summary.json"), Config(**read_json(run_dir / "config.json"))
-    histories = {int(name.removeprefix("fold")): rows for name, rows in _read_histories(run_dir).items()}
+    # A few hundred points of a curve are all that a picture shows.
+    histories = {
+        int(name.removeprefix("fold")): rows[:: max(1, len(rows) // 400)]
+        for name, rows in _read_histories(run_dir).items()
+    }
     sections = [
         _show_scores(summary),
         _show_cases(run_dir, "Examples", ("typical", "failure")),
@@ -145,7 +154,7 @@ def write_report(run_dir: Path) -> Path:
         "<h2>Figures of the notebooks</h2>",
     ]
     size = sum(map(len, sections))
-    paths = (run_dir / "figures").glob("[0-9] *.*")
+    paths = [path for path in (run_dir / "figures").glob("[0-9] *.*") if path.suffix in (".svg", ".webp")]
     for path in sorted(paths, key=lambda path: (path.name[0], path.stat().st_mtime_ns)):
         picture = embed(path.read_bytes(), path.suffix, path.stem)
         left_out = size + len(picture) > _MAX_BYTES * 0.98
@@ -167,7 +176,7 @@ def _show_scores(summary: Mapping) -> str:
         lines.append(f'<p class="big">Dice {shown["dice"]:.4f}</p><p class="faint">{interval}</p>')
     lines.append(tabulate([{"": name, **_format_score(score)} for name, score in scores.items()]))
     lines.append(f"<p>Applied after the networks: {html.escape(summary['postprocess'])}.</p>")
-    lines += [f"<p><b>{html.escape(text)}; the others were used.</b></p>" for text in _list_missing(summary)]
+    lines += [f"<p><b>{html.escape(text)}.</b></p>" for text in _list_missing(summary)]
     lines.append(f"<p>{html.escape(summary['submission'] or 'No submission: there are no test images.')}</p>")
     return "\n".join(lines)
 
@@ -180,10 +189,10 @@ def _format_score(score: Mapping) -> dict:
 
 def _list_missing(summary: Mapping) -> list[str]:
     """The folds that failed or are not finished, in sentences without a path of this machine."""
-    failed = [
-        f"{name} failed ({reason.partition(':')[0].rpartition('.')[2]})"
-        for name, reason in summary["failed"].items()
-    ]
+    failed = []
+    for name, reason in summary["failed"].items():
+        found = re.match(r"(?:\w+\.)*(\w+(?:Error|Exception)):", reason)
+        failed.append(f"{name} failed and is left out: {found[1] if found else ''} (see failed_{name}.txt)")
     return [*failed, *summary["unfinished"]]
 
 
@@ -210,7 +219,7 @@ def _show_curves(histories: Mapping[int, Sequence[Mapping]]) -> str:
 def _show_settings(config: Config, summary: Mapping) -> str:
     """The settings that differ from the preset, and what the run was made with."""
     rows = [
-        {"setting": name, "this run": _shorten(value), config.preset: str(expected)}
+        {"setting": name, "this run": _shorten(name, value), config.preset: str(expected)}
         for name, (value, expected) in list_changes(config).items()
     ]
     text = tabulate(rows) if rows else "<p>None: all settings are the preset's.</p>"
@@ -222,9 +231,9 @@ def _show_settings(config: Config, summary: Mapping) -> str:
     return f"<h2>Settings other than those of {config.preset}</h2>{text}{made_with}"
 
 
-def _shorten(value: Any) -> str:
+def _shorten(name: str, value: Any) -> str:
     """A setting's value as text; a path, which is this machine's, by its last part."""
-    is_path = isinstance(value, str) and Path(value).is_absolute()
+    is_path = name == "weights" or str(value).lower().endswith(".csv")
     return Path(value).name if is_path else str(value)
 
 

@@ -253,7 +253,12 @@ def keep_format(config: Config, run_dir: Path) -> None:
 
 def check_settings(config: Config, run_dir: Path) -> None:
     """Raise ValueError unless the settings are those that the run keeps."""
-    stored = Config(**_read_stored(config.run))
+    content = _read_stored(config.run)
+    if content is None:
+        raise FileNotFoundError(
+            f"no {find_run_dir(config.run)}/config.json; open the run with open_run first"
+        )
+    stored = Config(**content)
     settings, kept = config.settings(), stored.settings()
     differing = [name for name, value in settings.items() if value != kept[name]]
     only_window = set(differing) <= {"window_low", "window_high"}

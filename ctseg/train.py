@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +42,7 @@ class Log:
     """
 
     def __init__(self, fold_dirs: Sequence[Path] = ()):
+        self.fold_dirs = {path.name: path for path in fold_dirs}
         self.places: dict[Path, tuple[int, int]] = {}
 
     def say(self, line: str) -> None:
@@ -48,7 +50,11 @@ class Log:
         print(line, flush=True)
 
     def pass_on(self, line: str) -> None:
-        """Tell a line of a fold that trains in another process."""
+        """Tell a line of a fold that trains in another process; those of `on_epoch` say where it is."""
+        if found := re.match(r"(fold\d+) epoch (\d+)/(\d+) ", line):
+            done, n_epochs = int(found[2]), int(found[3])
+            next_epoch = min(done + 1, n_epochs)
+            self.on_step(self.fold_dirs[found[1]], next_epoch, n_epochs, float(done == n_epochs))
         self.say(line.rstrip("\n"))
 
     def on_step(self, fold_dir: Path, epoch: int, n_epochs: int, share: float) -> None:
@@ -59,7 +65,7 @@ class Log:
         """Tell of an epoch whose files are written."""
         self.say(f"{fold_dir.name} {_describe_epoch(history[-1], n_epochs)}")
 
-    def on_end(self, fold_dir: Path) -> None:
+    def on_end(self, fold_dir: Path, *, failed: bool) -> None:
         """Take note of a fold that is finished, or that failed."""
         self.places.pop(fold_dir, None)
 
@@ -151,7 +157,10 @@ def _write_epoch(
 
 def slim_checkpoint(path: Path) -> None:
     """Take the states out of a finished fold's `last.pth`: most of its bytes, which nothing resumes from."""
-    checkpoint = _read_checkpoint(path)
+    try:
+        checkpoint = _read_checkpoint(path)
+    except ValueError:  # damaged, and not needed any more
+        return
     if checkpoint and "learner" in checkpoint:
         write_torch({name: value for name, value in checkpoint.items() if name != "learner"}, path)
 

@@ -25,7 +25,7 @@ from ctseg.config import Config, fill_settings, list_changes
 from ctseg.contest import A0
 from ctseg.files import print_anywhere, read_json, write_json, write_text
 from ctseg.model import check_encoder
-from ctseg.pairs import KERNELSPEC, find_tried, reset_parameters
+from ctseg.pairs import KERNELSPEC, find_notebooks, find_tried, reset_parameters
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _UNPACKED = "/tmp/ctseg_kernel"  # below /kaggle/working it would become output
@@ -62,8 +62,7 @@ def build_kernel(root: Path, parameters: dict) -> NotebookNode:
     """Make the notebook from the repository at `root`, with `parameters` as papermill would inject them."""
     folders = ("ctseg", "kaggle_kernel", "notebooks")
     sources = sorted(path for folder in folders for path in root.glob(f"{folder}/*.py"))
-    paths = [path for path in sources if re.fullmatch(r"\d\d_\w+", path.stem)]
-    notebooks = [_read_notebook(path) for path in paths]
+    notebooks = [_read_notebook(path) for path in find_notebooks(root)]
     cells = [
         new_markdown_cell(_describe_origin(root, sources, parameters)),
         *_find_parameters(notebooks),
@@ -367,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(metadata, arguments.out / "kernel-metadata.json")
     print(f"{path}: {len(kernel.cells)} cells, {size:,} bytes as sent, for {metadata['id']}")
     print(", ".join(f"{name} {value}" for name, value in parameters.items()))
-    for source in sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.py")):
+    for source in find_notebooks(REPOSITORY):
         for name, value in find_tried(jupytext.read(source)).items():
             print(f'left out: {name} = {value}, saved in {source.stem}; to pass it, ARGS="-p {name} …"')
 

@@ -126,8 +126,8 @@ table([{"fold": k, **row} for k, row in kept.items()])
 
 # %%
 k, row = max(kept.items())
-epochs = sorted({1, row["epoch"]})
-picture_dirs = [run_dir / f"fold{k}" / "val_outputs" / f"epoch_{epoch}" for epoch in epochs]
+shown = sorted({1, row["epoch"]})
+picture_dirs = [run_dir / f"fold{k}" / "val_outputs" / f"epoch_{epoch}" for epoch in shown]
 paths = [path for picture_dir in picture_dirs for path in sorted(picture_dir.glob("[!.]*.png"))]
 titles = [f"{path.parent.name}: {path.stem}" for path in paths]
 figure = plot_cases([np.asarray(Image.open(path)) for path in paths], titles=titles, columns=4)

@@ -75,10 +75,9 @@ config
 # %%
 fold_dirs = find_folds(run_dir, unfinished=config.use_unfinished)
 print(f"using {', '.join(fold_dir.name for fold_dir in fold_dirs)} of {config.n_folds}")
-unfinished = describe_unfinished(run_dir)
-for text in unfinished:
-    otherwise = "used as it is" if config.use_unfinished else "left out, unless use_unfinished is True"
-    print(f"{text}: {otherwise}; 03 goes on with it")
+what = "used as it is" if config.use_unfinished else "left out, unless use_unfinished is True"
+unfinished = [f"{text}: {what}; 03 goes on with it" for text in describe_unfinished(run_dir)]
+print(*unfinished, sep="\n")
 if config.predict_folder:
     new_folder = find_new_folder(config)
     validation, test = None, make_new_dataset(config, run_dir, new_folder)

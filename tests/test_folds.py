@@ -407,3 +407,10 @@ def test_groups_that_cannot_be_are_said_so_before_training(make_run, group, erro
     with pytest.raises(error, match=message):
         train_folds(config, run_dir)
     assert not (run_dir / "fold0").exists()
+
+
+def test_a_finished_fold_with_a_damaged_checkpoint_is_finished(make_run):
+    config, run_dir = make_run("damaged", n_folds=1)
+    train_folds(config, run_dir)
+    (run_dir / "fold0" / "last.pth").write_bytes(b"damaged")
+    assert list(train_folds(config, run_dir)) == [0] and not list(run_dir.glob("failed*"))

@@ -80,6 +80,15 @@ def test_the_parameters_and_the_settings_are_tagged(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_cell_below_the_parameters_sets_one(name):
+    cells = [cell for cell in code_cells(name) if cell != parameters_cell(name)]
+    nodes = [
+        node for cell in cells for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)
+    ]
+    assert {node.id for node in nodes if isinstance(node.ctx, ast.Store)} & set(NAMES) == set()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_cells_are_short_and_hold_no_logic_of_their_own(name):
     first = read(name).cells[0]
     assert first.cell_type == "markdown" and "Artifact" in first.source

@@ -11,7 +11,9 @@ import pytest
 from conftest import REPOSITORY
 from nbformat.v4 import new_code_cell, new_output
 
-from ctseg.pairs import check_pairs, find_tried, reset_parameters, strip_notebook
+from ctseg.pairs import check_pairs, find_notebooks, find_tried, reset_parameters, strip_notebook
+
+NOTEBOOKS = ["01_eda", "02_transforms", "03_train", "04_postprocess_submit"]
 
 
 def read(name="03_train", folder=REPOSITORY):
@@ -47,7 +49,9 @@ def test_pairs_that_agree_pass_whatever_their_outputs_are(tree):
     notebook = read(folder=tree)
     notebook.cells[2].outputs = [new_output("stream", text="a")]
     nbformat.write(notebook, tree / "notebooks" / "03_train.ipynb")
-    (tree / "notebooks" / "03_train-Copy1.ipynb").write_text("a copy that somebody made")
+    for suffix in (".py", ".ipynb"):
+        (tree / "notebooks" / f"03_train-Copy1{suffix}").write_text("a copy that somebody made")
+    assert [path.stem for path in find_notebooks(tree)] == NOTEBOOKS
     check_pairs(tree)
 
 

@@ -152,6 +152,8 @@ def test_a_history_is_drawn_in_one_color_per_fold():
     assert [line.get_color() for line in losses.lines] == ["C0", "C0", "C3", "C3"]
     assert [line.get_linestyle() for line in losses.lines] == ["-", "--"] * 2
     assert [line.get_marker() for line in scores.lines] == [".", "."]  # one epoch alone would not show
+    (line,) = plot_history({0: history * 50}, panels=["validation Dice"]).axes[0].lines
+    assert line.get_marker() in ("", "None")
     assert [text.get_text() for text in rates.get_legend().get_texts()] == ["fold 0", "fold 3"]
     assert list(losses.lines[1].get_ydata()) == [2, 1] and list(rates.lines[0].get_xdata()) == [1, 2]
 

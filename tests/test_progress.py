@@ -10,6 +10,7 @@ from ctseg import live, progress
 from ctseg.files import write_csv
 from ctseg.live import is_live
 from ctseg.progress import Display
+from ctseg.train import Log
 
 PLACES = ("JPY_SESSION_NAME", "VSCODE_PID", "KAGGLE_KERNEL_RUN_TYPE")
 
@@ -77,7 +78,7 @@ def test_one_bar_goes_over_all_folds_and_says_where_training_is(shown, tmp_path,
     folds = [tmp_path / f"fold{k}" for k in range(5)]
     log = Display(folds)
     log.say("fold0 is finished already")
-    log.on_end(folds[0])
+    log.on_end(folds[0], failed=False)
     log.on_step(folds[1], 1, 10, 0.0)
     now[0] += 60
     log.on_step(folds[1], 1, 10, 1.0)
@@ -90,7 +91,7 @@ def test_one_bar_goes_over_all_folds_and_says_where_training_is(shown, tmp_path,
         "fold1 (2 of 5), epoch 2/10, best validation Dice 0.7500 in epoch 1 · 38 min left",
     )
     assert len(shown[1].axes) == 4
-    log.on_end(folds[1])
+    log.on_end(folds[1], failed=False)
     log.close()
     assert read(shown)[0] == 0.4 and shown[1].data == "" and "2 of 5 folds are done" in shown[0].data
 
@@ -122,3 +123,25 @@ def test_drawing_takes_a_small_share_of_the_time(shown, tmp_path, monkeypatch):
         now[0] += 1
         log.on_epoch(tmp_path / "fold0", [row(epoch, 0.5)], 100)
     assert 2 <= len(drawn) <= 4
+
+
+def test_folds_that_failed_are_not_done_and_those_finished_before_take_no_time(shown, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    folds = [tmp_path / f"fold{k}" for k in range(4)]
+    log = Display(folds)
+    log.on_step(folds[0], 1, 1, 0.0)
+    now[0] += 100
+    log.on_end(folds[0], failed=True)
+    log.on_end(folds[1], failed=False)  # finished before
+    assert "1 of 4 folds are done, 1 failed" in shown[0].data
+    now[0] += 1
+    log.on_step(folds[2], 1, 1, 0.0)
+    assert read(shown)[2].endswith("3 min left")  # two folds of 100 seconds
+
+
+def test_a_log_knows_where_other_processes_are(tmp_path, capsys):
+    log = Log([tmp_path / "fold1"])
+    log.pass_on("fold1 epoch 2/4  train_soft_dice 0.5\n")
+    assert log.places == {tmp_path / "fold1": (3, 4)}
+    assert capsys.readouterr().out == "fold1 epoch 2/4  train_soft_dice 0.5\n"

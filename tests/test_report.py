@@ -1,6 +1,7 @@
 """The summary of a run."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_a_report_says_what_was_found_in_files_that_are_there(run_dir):
         '<p class="big">Dice 0.6250</p><p class="faint">95 % interval 0.5000 to 0.7500, 2 validation images',
         "Applied after the networks: fill holes.",
         "submission.csv: 4 rows, valid",
-        "fold2 failed (MemoryError); the others were used",
+        "fold2 failed and is left out: MemoryError (see failed_fold2.txt)",
         "fold1 is not finished, and has 3 epochs",
         "<td>lr</td><td>0.5</td><td>0.002</td>",
         "<td>weights</td><td>w.pth</td><td></td>",
@@ -152,3 +153,35 @@ def test_cases_are_drawn_whatever_their_names_are(run_dir, tmp_path, n):
     assert ("&lt;i&gt;&quot;&amp;, Dice" in page) == (n > 1) and "<i>" not in page
     rows = read_csv(run_dir / "scores.csv")
     assert [row["image_id"] for row in rows] == names
+
+
+def test_no_path_of_this_machine_gets_into_a_report(run_dir):
+    for text in (
+        "RuntimeError: a\n\tsize mismatch for enc.0: b",
+        "PermissionError at /home/me/data",
+        "x /home/me: y",
+    ):
+        write_text(text, run_dir / "failed_fold2.txt")
+        page = report(run_dir)
+        assert "fold2 failed and is left out" in page and "/home/me" not in page
+    settings = {"weights": "~/secret/w.pth", "weights_digest": "d", "group": "../../secret/g.csv"}
+    write_json(Config(**fill_settings(settings)).stored(), run_dir / "config.json")
+    assert "secret" not in write_report(run_dir).read_text()
+
+
+def test_copies_of_folds_and_other_peoples_figures_are_left_out(run_dir):
+    shutil.copytree(run_dir / "fold0", run_dir / "fold0_backup")
+    shutil.copytree(run_dir / "fold0", run_dir / "fold10")
+    write_bytes(b"x", run_dir / "figures" / "5 mine.jpg")
+    page = report(run_dir)
+    assert list(read_json(run_dir / "summary.json")["train_seconds"]) == ["fold0", "fold2", "fold10"]
+    assert "mine" not in page
+
+
+def test_thousands_of_epochs_fit(run_dir):
+    row = {"train_soft_dice": 0.5, "bce": 0.25, "loss": 0.5, "lr": 0.001, "seconds": 1.0}
+    noise = np.random.default_rng(0).random(3000)
+    rows = [row | {"epoch": epoch, "val_dice": dice, "loss": dice} for epoch, dice in enumerate(noise, 1)]
+    for fold in range(5):
+        write_csv(rows, run_dir / f"fold{fold}" / "history.csv")
+    assert len(report(run_dir)) < 1_500_000
