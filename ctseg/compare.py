@@ -15,14 +15,14 @@ from scipy.stats import rankdata
 
 from ctseg.data import read_image
 from ctseg.files import atomic_path, print_anywhere, write_csv
-from ctseg.fingerprint import read_mask_digests
+from ctseg.fingerprint import check_training_data, read_mask_digests
 from ctseg.folds import find_folds
 from ctseg.page import caption, draw_case, draw_svg, embed, write_page
 from ctseg.paths import find_repository, find_run_dir, find_run_name
 from ctseg.plots import plot_forest, table
 from ctseg.postprocess import PostProcess, make_mask
 from ctseg.predict import OutOfFold, read_scores
-from ctseg.runs import make_config, make_dataset
+from ctseg.runs import make_config, make_dataset, read_config
 from ctseg.train import read_history
 
 MIN_IMAGES = 50  # with fewer, in simulations, no kind of interval held as often as it should
@@ -333,19 +333,21 @@ def _show_comparison(title: str, comparison: Comparison) -> str:
 def draw_differences(*names: str, n_cases: int = 6) -> str:
     """The validation images on which runs differ most in Dice, as each run predicts them: HTML.
 
-    Masks are those of a plain threshold, as in the table.
+    Masks are those of the plain threshold that the scores of the table are of.
+
+    Raises:
+        FileNotFoundError, ValueError: the data are not there, or are not those that the runs were trained on.
     """
     train = make_dataset(make_config(run=names[0]), "train")
+    fold_dirs = {name: find_folds(find_run_dir(name)) for name in names}
+    dice = {name: _average(_read_dice(Configuration(name, paths))) for name, paths in fold_dirs.items()}
+    for name in names:
+        check_training_data(find_run_dir(name), train.cases)
     runs = {
-        name: OutOfFold([path / "oof.npz" for path in find_folds(find_run_dir(name))], train.cases)
-        for name in names
+        name: OutOfFold([path / "oof.npz" for path in paths], train.cases)
+        for name, paths in fold_dirs.items()
     }
-    plain = PostProcess()
-    dice = {
-        name: dict(zip((case.image_id for case in run.cases), run.score(plain))) for name, run in runs.items()
-    }
-    images = set.intersection(*(set(scores) for scores in dice.values()))
-    spread = {image: np.ptp([scores[image] for scores in dice.values()]) for image in sorted(images)}
+    spread = {image: np.ptp([scores[image] for scores in dice.values()]) for image in dice[names[0]]}
     rows = []
     for image in sorted(spread, key=spread.get, reverse=True)[:n_cases]:
         draw = partial(_draw_prediction, image=image, window=train.window)
@@ -361,7 +363,7 @@ def _draw_prediction(
     """A run's prediction of an image, as a picture with a caption."""
     index = [case.image_id for case in run.cases].index(image)
     probability, letterbox, true_mask = run.read(index)
-    pred_mask = make_mask(probability, letterbox, PostProcess())
+    pred_mask = make_mask(probability, letterbox, PostProcess(threshold=read_config(run=name).threshold))
     picture = draw_case(read_image(run.cases[index].image, window=window), true_mask, pred_mask)
     return caption(embed(picture, ".webp", f"{image} as {name} predicts it"), f"{name}: Dice {dice:.4f}")
 
@@ -372,6 +374,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", nargs="+", help="a name below runs/")
     names = list(dict.fromkeys(parser.parse_args(argv).run))
     try:
+        if len(names) < 2:
+            raise ValueError(f"got the run {names[0]} alone; name two or more")
         comparison = compare_runs(*names)
         print(comparison)
         body = _show_comparison(" and ".join(names), comparison) + draw_differences(*names)

@@ -134,7 +134,8 @@ class Config(Contest):
         entries = "".join(
             f"<div>{name} = {html.escape(repr(value))}</div>" for name, value in asdict(self).items()
         )
-        return f'<div style="columns: 3; font-family: monospace">{entries}</div>'
+        style = "columns: 3; font-family: monospace; overflow-wrap: anywhere"
+        return f'<div style="{style}">{entries}</div>'
 
 
 def list_changes(config: Config) -> dict[str, tuple[Any, Any]]:

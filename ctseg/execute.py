@@ -15,11 +15,11 @@ from typing import Any
 
 import nbformat
 import papermill
-from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from ctseg.arguments import add_parameters, parse_arguments, read_arguments
 from ctseg.files import print_anywhere
+from ctseg.live import leave_notebook
 from ctseg.pairs import KERNELSPEC, check_pairs, find_notebooks, reset_parameters
 from ctseg.paths import find_repository, find_run_dir
 from ctseg.runs import read_config
@@ -61,7 +61,7 @@ def _quiet_kernel() -> Iterator[None]:
         os.dup2(log.fileno(), 2)  # the kernel inherits it
         try:
             yield
-        except DeadKernelError as error:
+        except RuntimeError as error:  # nbclient's
             log.seek(0)
             words = log.read().decode(errors="replace").strip().splitlines()[-5:]
             raise RuntimeError("\n".join([f"{error}; is there enough memory?", *words])) from error
@@ -77,15 +77,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_parameters(parser)
     given = parse_arguments(parser, argv)
     root = find_repository()
+    leave_notebook()
     try:
         parameters = read_arguments(given)
+        names = [path.stem for path in find_notebooks(root)]
+        if given.only not in (None, *names):
+            raise ValueError(f"no notebook {given.only!r}; there are {', '.join(names)}")
+        if "predict_folder" in parameters and not given.only:
+            raise ValueError("predict_folder is for notebook 04 alone; make predict IMAGES=folder runs it")
         run_dir = find_run_dir(read_config(**parameters).run)
         check_pairs(root)
         for path in find_notebooks(root):
             if given.only not in (None, path.stem):
                 continue
             name = "predict" if parameters.get("predict_folder") else path.stem
-            output = run_dir / f"{name}_failed.ipynb"  # until it has not; an earlier copy stays
+            output = run_dir / f"{name}_unfinished.ipynb"  # an earlier copy stays until it is done
             run_notebook(path.with_suffix(".ipynb"), output, parameters)
             output.rename(run_dir / f"{name}.ipynb")
     except (ValueError, TypeError, OSError) as error:

@@ -22,7 +22,7 @@ import torch
 from ctseg.config import Config
 from ctseg.data import TrainingSet, find_window, load_training_set
 from ctseg.device import find_device
-from ctseg.files import FolderBusy, lock_folder, print_anywhere, write_text
+from ctseg.files import FolderBusy, lock_folder, print_anywhere, read_json, write_text
 from ctseg.fingerprint import check_still_kept, is_begun, read_folds, write_training_data
 from ctseg.live import is_live
 from ctseg.model import UNet
@@ -75,8 +75,7 @@ def train_folds(
             errors = [_try_fold(train, run_dir, log, fold) for fold in folds]
     except KeyboardInterrupt:
         raise Stopped(_describe_stop(log)) from None
-    finally:
-        log.close()
+    log.close()
     if all(errors):
         raise errors[-1]
     return {fold: read_history(run_dir / f"fold{fold}") for fold, error in zip(folds, errors) if not error}
@@ -98,8 +97,11 @@ def _describe_stop(log: Log) -> str:
         few = {0: "no epoch is kept yet", 1: "epoch 1 is kept"}
         kept = few.get(n_kept, f"epochs 1 to {n_kept} are kept")
         texts.append(f"in epoch {epoch} of {fold_dir.name}; {kept}")
+    if not texts:  # folds of other processes, of which no epoch ended yet
+        begun = {path: len(read_history(path)) for path in log.fold_dirs.values() if not _is_finished(path)}
+        texts = [f"with {n} epochs of {path.name} kept" for path, n in begun.items() if n]
     again = "run this cell again" if is_live() else "run the same again"
-    return f"Stopped {', '.join(texts) or 'while no fold was trained'}; {again} to go on"
+    return f"Stopped {', '.join(texts) or 'before the first epoch'}; {again} to go on"
 
 
 def _try_fold(train: Callable[[int], None], run_dir: Path, log: Log, fold: int) -> Exception | None:
@@ -211,7 +213,8 @@ def train_fold(
     """Train one fold and, last of all, keep its out-of-fold predictions, made with the weights it kept.
 
     Then the states in its checkpoint are removed, and all pictures but those of the first epoch and of the
-    one that is kept. A fold that is finished is left as it is. `claim` and `log`: see `train_model`.
+    one that is kept; a fold that was finished before is tidied in the same way, and else left as it is.
+    `claim` and `log`: see `train_model`.
 
     Raises:
         MemoryError: the GPU's memory is too small; the message names a batch size to try.
@@ -253,14 +256,18 @@ def train_fold(
 
 
 def _tidy_fold(fold_dir: Path, keep: str) -> None:
-    """Remove what only a fold that trains needs: the states in its checkpoint, and most pictures."""
-    if history := read_history(fold_dir):
-        shown = {"epoch_1", f"epoch_{find_kept(history, keep)['epoch']}"}
-        for picture_dir in fold_dir.glob("val_outputs/epoch_*"):
-            if picture_dir.name not in shown:
-                shutil.rmtree(picture_dir)
-    slim_checkpoint(fold_dir / "last.pth")
-    (fold_dir / _UNFINISHED).unlink(missing_ok=True)
+    """Remove what only a fold that trains needs: the states in its checkpoint, and most pictures.
+
+    Where that cannot be done, on a full disk or because another process does it, the fold is finished too.
+    """
+    with suppress(OSError, FolderBusy), lock_folder(fold_dir):
+        slim_checkpoint(fold_dir)
+        if history := read_history(fold_dir):
+            shown = {"epoch_1", f"epoch_{find_kept(history, keep)['epoch']}"}
+            for picture_dir in fold_dir.glob("val_outputs/epoch_*"):
+                if picture_dir.name not in shown:
+                    shutil.rmtree(picture_dir)
+        (fold_dir / _UNFINISHED).unlink(missing_ok=True)
 
 
 def _claim(config: Config, run_dir: Path, training_set: TrainingSet, fold_of_case: np.ndarray) -> None:
@@ -363,7 +370,8 @@ def load_folds(config: Config, run_dir: Path) -> list[UNet]:
 
 def _work(run_dir: Path, budget_seconds: float | None, fold: int) -> None:
     """Train a fold of the run in `run_dir`, as a worker process does."""
-    config = make_config(run=find_run_name(run_dir))
+    # What the run says before it has weights is what the process that starts this one has opened it with.
+    config = make_config(**read_json(run_dir / "config.json") | {"run": find_run_name(run_dir)})
     training_set = load_training_set(make_dataset(config, "train"))
     fold_of_case = assign_folds(config, run_dir, training_set)
     inputs = (config, run_dir, training_set, fold_of_case)

@@ -32,8 +32,12 @@ _EMPTY = {
 
 
 def find_notebooks(root: Path) -> list[Path]:
-    """The .py of each pair in `root/notebooks`, in order; not copies such as 03_train-Copy1."""
-    return sorted(path for path in root.glob("notebooks/*.py") if re.fullmatch(r"\d\d_\w+", path.stem))
+    """The .py of each pair in `root/notebooks`, in order; not copies such as 03_train-Copy1.
+
+    One whose .ipynb alone is there is listed too.
+    """
+    paths = [path for suffix in (".py", ".ipynb") for path in root.glob(f"notebooks/*{suffix}")]
+    return sorted({path.with_suffix(".py") for path in paths if re.fullmatch(r"\d\d_\w+", path.stem)})
 
 
 def check_pairs(root: Path) -> None:
@@ -45,7 +49,11 @@ def check_pairs(root: Path) -> None:
     names = [path.stem for path in find_notebooks(root)]
     for name in names:
         halves = [root / "notebooks" / f"{name}{suffix}" for suffix in (".py", ".ipynb")]
-        if not _agree([path.read_text(encoding="utf-8") if path.is_file() else None for path in halves]):
+        try:
+            agree = _agree([path.read_text(encoding="utf-8") if path.is_file() else None for path in halves])
+        except ValueError as error:
+            raise ValueError(f"notebooks/{name}.ipynb is damaged: {str(error)[:80]}; restore it") from None
+        if not agree:
             raise ValueError(
                 f"notebooks/{name}.py and .ipynb differ, one was changed without the other; run make sync, "
                 "which takes the newer one"
@@ -72,7 +80,8 @@ def _agree(texts: Sequence[str | None]) -> bool:
     if None in texts:
         return False
     first, second = (
-        [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
+        # The text half cannot hold an empty line at the end of a cell.
+        [(cell.cell_type, cell.source.strip("\n"), cell.metadata.get("tags", [])) for cell in notebook.cells]
         for notebook in map(jupytext.reads, texts, ("py:percent", "ipynb"))
     )
     return first == second

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from IPython.display import HTML, display
 
-from ctseg.plots import plot_history
+from ctseg.plots import PANELS, plot_history
 from ctseg.train import Log, read_history
 
 _PAUSE = 0.5  # seconds between two states of the bar
@@ -20,7 +20,8 @@ class Display(Log):
 
     def __init__(self, fold_dirs: Sequence[Path]):
         super().__init__(fold_dirs)
-        self.shares = dict.fromkeys(fold_dirs, 0.0)  # of each fold that are done
+        self.shares = {path: float((path / "oof.npz").is_file()) for path in fold_dirs}  # that are done
+        self.best: dict[Path, float] = {}  # validation Dice of each fold
         self.histories: dict[Path, list[dict]] = {}  # of the folds that train
         self.lines: list[str] = []
         self.began: tuple[float, float] | None = None  # the time of the first step, and the share done then
@@ -58,19 +59,18 @@ class Display(Log):
     def on_epoch(self, fold_dir: Path, history: Sequence[dict], n_epochs: int) -> None:
         """Draw the curves, if that takes a small share of the time only."""
         self.histories[fold_dir] = list(history)
+        self.best[fold_dir] = max(row["val_dice"] for row in history)
         self._show_bar()
         started = time.monotonic()
         if started >= self.next_curves:
             histories = {int(path.name.removeprefix("fold")): rows for path, rows in self.histories.items()}
-            self.curves.update(plot_history(histories))
+            self.curves.update(plot_history(histories, panels=list(PANELS)[:2]))
             now = time.monotonic()
             self.next_curves = now + (now - started) / _DRAWING
 
     def on_end(self, fold_dir: Path, *, failed: bool) -> None:
         """Take a fold that trains no more off the curves."""
         with self.lock:
-            if self.began and fold_dir not in self.places:  # it was finished, and took no time
-                self.began = self.began[0], self.began[1] + 1 / len(self.shares)
             super().on_end(fold_dir, failed=failed)
             self.n_failed += failed
             self.shares[fold_dir] = 1.0
@@ -101,7 +101,9 @@ class Display(Log):
             texts.append(f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
         n_done = sum(share == 1 for share in self.shares.values()) - self.n_failed
         failed = f", {self.n_failed} failed" if self.n_failed else ""
-        return " · ".join(texts) or f"{n_done} of {len(self.shares)} folds are done{failed}"
+        best = ", ".join(f"{path.name} {dice:.4f}" for path, dice in self.best.items())
+        best = f"; best validation Dice: {best}" if best else ""
+        return " · ".join(texts) or f"{n_done} of {len(self.shares)} folds are done{failed}{best}"
 
     def _describe_fold(self, fold_dir: Path, place: tuple[int, int]) -> str:
         """A fold's place among all, its epoch and its best score so far."""

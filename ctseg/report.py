@@ -105,17 +105,17 @@ def _read_histories(run_dir: Path) -> dict[str, list[dict]]:
 
 
 def choose_cases(scores: np.ndarray) -> dict[int, str]:
-    """Which cases to show of scores (N,), and as what: four typical ones, two failures, the next worst.
+    """Which cases to show of scores (N,), and as what: the two lowest, the next worst, typical ones.
 
-    >>> list(choose_cases(np.array([0.9, 0.1, 0.8, 0.7, 0.2])).items())[:3]
-    [(0, 'typical'), (2, 'typical'), (3, 'typical')]
+    >>> choose_cases(np.array([0.9, 0.1, 0.8, 0.7, 0.2]))
+    {3: 'typical', 2: 'typical', 0: 'typical', 1: 'lowest', 4: 'lowest'}
     """
-    worst = np.argsort(scores, kind="stable")
-    typical = worst[::-1][np.linspace(0, len(scores) // 2, 4).astype(int)]
-    shown = dict.fromkeys(map(int, typical), "typical")
-    for place, index in enumerate(map(int, worst[: 2 + _N_SHOWN])):
-        shown.setdefault(index, "failure" if place < 2 else "worst")
-    return shown
+    lowest, rest = np.split(np.argsort(scores, kind="stable"), [2])
+    shown = dict.fromkeys(lowest.tolist(), "lowest")
+    if len(rest):
+        quantiles = np.linspace(0.05, 0.95, 4) * (len(rest) - 1)
+        shown |= dict.fromkeys(rest[quantiles.round().astype(int)].tolist(), "typical")
+    return dict.fromkeys(rest[:_N_SHOWN].tolist(), "worst") | shown
 
 
 def write_cases(
@@ -129,7 +129,8 @@ def write_cases(
     ]
     write_csv(sorted(rows, key=lambda row: row["dice"]), run_dir / "scores.csv")
     shutil.rmtree(run_dir / "cases", ignore_errors=True)
-    for place, (index, kind) in enumerate(choose_cases(scores).items()):
+    shown = sorted(choose_cases(scores).items(), key=lambda item: (item[1] != "typical", scores[item[0]]))
+    for place, (index, kind) in enumerate(shown):
         probability, letterbox, true_mask = validation.read(index)
         image = read_image(validation.cases[index].image, window=window)
         picture = draw_case(image, true_mask, make_mask(probability, letterbox, chosen))
@@ -142,12 +143,12 @@ def write_report(run_dir: Path) -> Path:
     summary, config = read_json(run_dir / "summary.json"), Config(**read_json(run_dir / "config.json"))
     # A few hundred points of a curve are all that a picture shows.
     histories = {
-        int(name.removeprefix("fold")): rows[:: max(1, len(rows) // 400)]
+        int(name.removeprefix("fold")): rows[:: -max(1, len(rows) // 400)][::-1]
         for name, rows in _read_histories(run_dir).items()
     }
     sections = [
         _show_scores(summary),
-        _show_cases(run_dir, "Examples", ("typical", "failure")),
+        _show_cases(run_dir, "Examples", ("typical", "lowest")),
         _show_curves(histories),
         _show_cases(run_dir, "The worst cases", ("worst",)),
         _show_settings(config, summary),
@@ -191,8 +192,8 @@ def _list_missing(summary: Mapping) -> list[str]:
     """The folds that failed or are not finished, in sentences without a path of this machine."""
     failed = []
     for name, reason in summary["failed"].items():
-        found = re.match(r"(?:\w+\.)*(\w+(?:Error|Exception)):", reason)
-        failed.append(f"{name} failed and is left out: {found[1] if found else ''} (see failed_{name}.txt)")
+        found = re.match(r"(?:\w+\.)*(\w+(?:Error|Exception|OutOfMemory))(?::|$)", reason)
+        failed.append(f"{name} failed in its last try: {found[1] if found else ''} (see failed_{name}.txt)")
     return [*failed, *summary["unfinished"]]
 
 
@@ -203,7 +204,7 @@ def _show_cases(run_dir: Path, title: str, kinds: Sequence[str]) -> str:
         _, kind, text = path.stem.split(" ", 2)
         if kind in kinds:
             picture = embed(path.read_bytes(), path.suffix, f"{text}; true mask green, prediction magenta")
-            figures.append(caption(picture, f"failure: {text}" if kind == "failure" else text))
+            figures.append(caption(picture, f"lowest: {text}" if kind == "lowest" else text))
     legend = '<p class="faint">Validation images; true masks green, predictions magenta.</p>'
     return f'<h2>{title}</h2>{legend}<div class="grid">{"".join(figures)}</div>' if figures else ""
 
@@ -222,7 +223,7 @@ def _show_settings(config: Config, summary: Mapping) -> str:
         {"setting": name, "this run": _shorten(name, value), config.preset: str(expected)}
         for name, (value, expected) in list_changes(config).items()
     ]
-    text = tabulate(rows) if rows else "<p>None: all settings are the preset's.</p>"
+    text = tabulate(rows, max_rows=len(rows)) if rows else "<p>None: all settings are the preset's.</p>"
     minutes = [f"{name} {seconds / 60:.1f} min" for name, seconds in summary["train_seconds"].items()]
     made = {"training": ", ".join(minutes), "device": summary["device"], **summary["versions"]}
     made |= {"commit": summary["git_commit"]}
@@ -244,8 +245,8 @@ def print_summary(run_dir: Path) -> None:
         interval = f"[{score['low']:.4f}, {score['high']:.4f}]"
         print(f"{name:<28} Dice {score['dice']:.4f}  {interval}  {score['n']} images")
     for name, reason in summary["failed"].items():
-        print(f"{'FAILED, left out':<28} {name}: {reason}")
-    for text in summary["unfinished"]:
+        print(f"{'FAILED':<28} {name}: {reason}")
+    for text in summary.get("unfinished", []):
         print(f"{'NOTE':<28} {text}")
     print(f"{'applied':<28} {summary['postprocess']}")
     if (run_dir / "submission.csv").is_file():  # there may be no test images yet

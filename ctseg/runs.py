@@ -120,7 +120,11 @@ def make_config(**parameters: Any) -> Config:
 
 def read_config(**parameters: Any) -> Config:
     """As `make_config`, but nothing is looked for but the run, and nothing filled in."""
-    return Config(**fill_settings(parameters, _read_stored(parameters.get("run"))))
+    stored = _read_stored(parameters.get("run")) or {}
+    if stored and not is_begun(find_run_dir(str(parameters["run"]))):
+        # What was tried before a fold has weights is not what the run says.
+        stored = {name: value for name, value in stored.items() if name in CONTEST_FACTS}
+    return Config(**fill_settings(parameters, stored))
 
 
 def _read_stored(run: Any) -> dict[str, Any] | None:
@@ -168,23 +172,29 @@ def _find_data(config: Config) -> Path:
     """The data root; without an explicit one the run's last place, the usual ones, at last the phantom."""
     if config.data_root:
         return find_data_root(config.data_root, config)
-    places = find_run_dir(config.run) / PLACES if config.run else None
+    run_dir, phantom = config.run and find_run_dir(config.run), find_repository() / "data" / "phantom"
+    places, begun = run_dir and run_dir / PLACES, bool(run_dir) and is_begun(run_dir)
+    known = bool(places) and places.is_file()
+    if known and not begun:  # the phantom, if nobody named it, gives way to data that have come since
+        known = Path(read_json(places).get("data_root", "")) != make_portable(phantom / "Dataset")
     try:
-        root = _find_again(config, places) if places and places.is_file() else find_data_root("", config)
+        root = _find_again(config, places) if known else find_data_root("", config)
     except FileNotFoundError:
-        if not _may_use_phantom(config) or (places and places.is_file()):
+        if known or begun or not _may_use_phantom(config):
             raise
         root = find_data_root("phantom", config)
-    if root == find_repository() / "data" / "phantom" / "Dataset":
+    if root == (phantom / "Dataset").resolve():
         print("DATA: the synthetic phantom; data_root names your own", flush=True)
     return root
 
 
 def _may_use_phantom(config: Config) -> bool:
-    """Whether a new run may do without data: nothing of a data set is given, and this is no Kaggle kernel."""
-    is_given = os.environ.get("CTSEG_DATA") or config.train_images or config.train_masks or config.test_images
+    """Whether a new run may do without data: none is given or in `data/`, and this is no Kaggle kernel."""
+    facts = (config.train_images, config.train_masks, config.test_images, config.group)
+    is_given = bool(os.environ.get("CTSEG_DATA")) or any(facts) or config.slug != A0.slug
     on_kaggle = KAGGLE_INPUT.is_dir() or "KAGGLE_KERNEL_RUN_TYPE" in os.environ
-    return config.slug == A0.slug and not is_given and not on_kaggle
+    others = [path for path in (find_repository() / "data").glob("[!.]*") if path.name != "phantom"]
+    return not is_given and not on_kaggle and not others
 
 
 def _find_again(config: Config, places: Path) -> Path:

@@ -48,7 +48,8 @@ from ctseg.device import find_device
 from ctseg.files import lock_folder, print_anywhere, read_last_line, write_text
 from ctseg.fingerprint import check_training_data, is_begun
 from ctseg.folds import queue_gpus
-from ctseg.pairs import find_tried
+from ctseg.live import leave_notebook
+from ctseg.pairs import find_tried, reset_parameters
 from ctseg.paths import find_data_root, find_repository, find_run_dir
 from ctseg.runs import check_settings, make_config, make_network
 from ctseg.seeds import make_generator
@@ -490,9 +491,11 @@ def check_given(grid: Mapping[str, Any]) -> None:
     if not grid.get("data_root"):
         find_data_root("", Contest(**{name: grid[name] for name in CONTEST_FACTS if name in grid}))
     path = find_repository() / "notebooks" / f"{_NOTEBOOK}.ipynb"
-    for name, value in find_tried(nbformat.read(path, as_version=4)).items():
-        if name not in grid:
+    notebook = nbformat.read(path, as_version=4)
+    for name, value in find_tried(notebook).items():
+        if name not in (*grid, "run"):
             raise ValueError(f"{path} has {name} = {value}; set it to None there, or name it in the grid")
+    reset_parameters(notebook)  # raises an error where another cell sets one
 
 
 def main() -> None:
@@ -507,6 +510,7 @@ def main() -> None:
     parser.add_argument("--scheduler", default="", help="address of a Dask scheduler")
     parser.add_argument("--runs", type=int, default=100, help="how many there may be at most")
     given = parse_arguments(parser)
+    leave_notebook()
     given.file = [*([given.grid] if given.grid else []), *given.file]
     try:
         name = given.sweep or (given.grid.stem if given.grid else "sweep")

@@ -155,14 +155,20 @@ def _write_epoch(
     write_csv(history, fold_dir / "history.csv")
 
 
-def slim_checkpoint(path: Path) -> None:
-    """Take the states out of a finished fold's `last.pth`: most of its bytes, which nothing resumes from."""
+def slim_checkpoint(fold_dir: Path) -> None:
+    """Take the states out of a finished fold's `last.pth`: most of its bytes, which nothing resumes from.
+
+    A `history.csv` that is gone is made again from it.
+    """
     try:
-        checkpoint = _read_checkpoint(path)
+        checkpoint = _read_checkpoint(fold_dir / "last.pth") or {}
     except ValueError:  # damaged, and not needed any more
         return
-    if checkpoint and "learner" in checkpoint:
-        write_torch({name: value for name, value in checkpoint.items() if name != "learner"}, path)
+    if "learner" in checkpoint:
+        slim = {name: value for name, value in checkpoint.items() if name != "learner"}
+        write_torch(slim, fold_dir / "last.pth")
+    if "history" in checkpoint and not (fold_dir / "history.csv").is_file():
+        write_csv(_rename(checkpoint["history"]), fold_dir / "history.csv")
 
 
 def _describe_epoch(row: dict, n_epochs: int) -> str:

@@ -41,7 +41,7 @@ _SECRETS = (
 )
 _SUBMISSION = """# The submission
 
-Next to `runs/`, and valid; checkpoints and other files that nobody downloads are removed."""
+Next to `runs/`, and valid; the masks and other files that nobody downloads are removed."""
 _NOT_SENT = {"compare.py", "child.py", "cluster.py", "sweep.py", "pairs.py", "execute.py"}
 _ATTACH = """from kaggle_kernel.session import attach_run, tidy_run
 

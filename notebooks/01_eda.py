@@ -33,7 +33,7 @@ from ctseg.runs import make_config, make_dataset, open_run, read_parameters
 # nothing that only training decides is fixed here.
 
 # %% tags=["parameters"]
-preset: str = None  # quick (the default: minutes, from scratch), baseline (the reference), strong (the best)
+preset: str = None  # quick (the default), baseline (the reference) or strong (the best)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 
@@ -87,11 +87,12 @@ keep_figure(plot_colors(descriptions), run_dir, "1 Color and contrast")
 
 # %%
 by_area = np.argsort([row["mask_area"] for row in descriptions])
-shown = [train[int(i)] for i in by_area[np.linspace(0, len(train) - 1, 12).astype(int)]]
+picks = by_area[np.linspace(0, len(train) - 1, 12).astype(int)]
+shown = [train[int(i)] for i in picks]
 figure = plot_cases(
     [image[:, *letterbox.inside].permute(1, 2, 0).numpy() for image, _, letterbox in shown],
     [target[0][letterbox.inside].numpy() > 127 for _, target, letterbox in shown],
-    titles=["{} × {}".format(*letterbox.original_size) for _, _, letterbox in shown],
+    titles=[train.cases[i].image_id for i in picks],
 )
 keep_figure(figure, run_dir, "1 Training images with their masks")
 

@@ -37,11 +37,11 @@ from ctseg.train import find_kept
 # ## Parameters
 #
 # papermill replaces values with `-p name value`; any other field of `ctseg.config.Config` can be passed in
-# the same way. `None` means what the run says, if it exists, else what the preset says. Once a fold has
-# weights, other settings are refused: they are another run's.
+# the same way. `None` means what the run says, once a fold has weights, else what the preset says. From then
+# on other settings are refused: they are another run's.
 
 # %% tags=["parameters"]
-preset: str = None  # quick (the default: minutes, from scratch), baseline (the reference), strong (the best)
+preset: str = None  # quick (the default), baseline (the reference) or strong (the best)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 fold: int = None  # train this fold only, 0 to n_folds - 1; None for all
@@ -122,7 +122,7 @@ table([{"fold": k, **row} for k, row in kept.items()])
 # %% [markdown]
 # ## The first epoch and the kept one
 #
-# The same few validation cases: image, true mask, prediction. The outline should have come closer.
+# The same few validation cases: image, true mask, prediction. The last should have come closer to the second.
 
 # %%
 k, row = max(kept.items())

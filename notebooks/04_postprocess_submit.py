@@ -60,7 +60,7 @@ from ctseg.tables import check_tables
 # the same way. A value that is not given, or None, comes from the run: `-p run name` is enough.
 
 # %% tags=["parameters"]
-preset: str = None  # quick (the default: minutes, from scratch), baseline (the reference), strong (the best)
+preset: str = None  # quick (the default), baseline (the reference) or strong (the best)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 predict_folder: str = ""  # folder of images to predict instead of the test images; needs no training data
@@ -77,7 +77,8 @@ fold_dirs = find_folds(run_dir, unfinished=config.use_unfinished)
 print(f"using {', '.join(fold_dir.name for fold_dir in fold_dirs)} of {config.n_folds}")
 what = "used as it is" if config.use_unfinished else "left out, unless use_unfinished is True"
 unfinished = [f"{text}: {what}; 03 goes on with it" for text in describe_unfinished(run_dir)]
-print(*unfinished, sep="\n")
+for text in unfinished:
+    print(text)
 if config.predict_folder:
     new_folder = find_new_folder(config)
     validation, test = None, make_new_dataset(config, run_dir, new_folder)
@@ -229,5 +230,5 @@ if validation:
     texts = {"postprocess": str(chosen), "unfinished": unfinished, "submission": checked}
     summary = write_summary(run_dir, scores=summaries, **texts)
     for name, reason in summary["failed"].items():
-        print(f"FAILED and left out: {name}, {reason}")
+        print(f"FAILED in its last try: {name}, {reason}")
     print(f"report: {write_report(run_dir)}")

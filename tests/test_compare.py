@@ -255,6 +255,7 @@ def find_oof_files(repository, names):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
+        (["a", "a"], "compare: got the run a alone; name two or more"),
         (["a", "none"], "compare: no trained fold in "),
         (["a", "other"], "compare: .*other and .*a were trained on"),
     ],

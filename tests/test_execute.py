@@ -35,7 +35,8 @@ def clone(tmp_path_factory):
 
 def start(clone, *arguments):
     command = [sys.executable, "-m", "ctseg.execute", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(clone)}
+    # Of a notebook that starts it, as `!make run` does.
+    environment = os.environ | {"PYTHONPATH": str(clone), "JPY_SESSION_NAME": "/a.ipynb"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=clone, env=environment, **pipes, start_new_session=True)
 
@@ -66,7 +67,7 @@ def test_a_run_gets_what_was_asked_and_nothing_that_was_tried(clone, phantom):
     )
     assert error.count("\n") == 1 and "choose another run name" in error
     after = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()}
-    assert after.keys() - before.keys() == {run_dir / "01_eda_failed.ipynb"}
+    assert after.keys() - before.keys() == {run_dir / "01_eda_unfinished.ipynb"}
     assert before.items() <= after.items()
 
     status, printed, error = run(clone, "--only", "03_train", "-r", "run", "7", "-p", "fold", 1)
@@ -93,6 +94,8 @@ def test_a_run_gets_what_was_asked_and_nothing_that_was_tried(clone, phantom):
         (["-p", "epochs", "0"], "not run: parameter epochs: got 0, expected 1"),
         (["-r", "run", "../x"], "not run: parameter run: got '../x'"),
         (["-f", "none.yaml"], "not run: no file none.yaml"),
+        (["--only", "99_more"], "not run: no notebook '99_more'; there are 01_eda, 02_transforms, "),
+        (["-p", "predict_folder", "x"], "not run: predict_folder is for notebook 04 alone; make predict"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(clone, arguments, message):

@@ -57,9 +57,9 @@ IMPORTS = {
     "child": set(),
     "cluster": {"files"},
     "pairs": {"config", "files"},
-    "execute": {"arguments", "files", "pairs", "paths", "runs"},
+    "execute": {"arguments", "files", "live", "pairs", "paths", "runs"},
     "sweep": {"arguments", "cluster", "compare", "config", "contest", "data", "device", "files"}
-    | {"fingerprint", "folds", "pairs", "paths", "runs", "seeds", "train"},
+    | {"fingerprint", "folds", "live", "pairs", "paths", "runs", "seeds", "train"},
 }
 KERNEL_IMPORTS = {
     "build": {"arguments", "config", "contest", "files", "model", "pairs"},

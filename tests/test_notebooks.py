@@ -167,7 +167,7 @@ def test_the_report_begins_with_the_result_and_has_the_figures_of_all_four(run, 
     ]
     places += [html.index(f"<summary>{number} ") for number in (1, 2, 3, 4)]
     assert places == sorted(places)
-    assert html.count("failure: ") == 2 and "<td>epochs</td><td>2</td><td>20</td>" in html
+    assert html.count("lowest: ") == 2 and "<td>epochs</td><td>2</td><td>20</td>" in html
     assert html.count("<summary>") == 15 and str(run.parent.parent) not in html
     print_summary(run)
     printed = capsys.readouterr().out

@@ -69,11 +69,26 @@ def test_a_half_that_was_changed_alone_is_found_in_the_tree_and_in_the_commit(tr
     check_pairs(tree)
 
 
+@pytest.mark.parametrize("place", [3, -1])
+def test_an_empty_line_at_the_end_of_a_cell_is_no_difference(tree, place):
+    notebook = read(folder=tree)
+    notebook.cells[place].source += "\n"
+    nbformat.write(notebook, tree / "notebooks" / "03_train.ipynb")
+    check_pairs(tree)
+
+
 def test_a_missing_half_is_found_and_no_repository_is_no_problem(tree):
     shutil.rmtree(tree / ".git")
     check_pairs(tree)
-    (tree / "notebooks" / "01_eda.ipynb").unlink()
-    with pytest.raises(ValueError, match="01_eda.py and .ipynb differ"):
+    saved = (tree / "notebooks" / "01_eda.ipynb").read_text()
+    for suffix in (".ipynb", ".py"):
+        (tree / "notebooks" / f"01_eda{suffix}").unlink()
+        with pytest.raises(ValueError, match="01_eda.py and .ipynb differ"):
+            check_pairs(tree)
+        (tree / "notebooks" / "01_eda.ipynb").write_text(saved)
+    (tree / "notebooks" / "01_eda.py").write_text("")
+    (tree / "notebooks" / "01_eda.ipynb").write_text("<<<<<<< HEAD")
+    with pytest.raises(ValueError, match="notebooks/01_eda.ipynb is damaged: "):
         check_pairs(tree)
 
 

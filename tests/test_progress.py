@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from ctseg import live, progress
-from ctseg.files import write_csv
-from ctseg.live import is_live
+from ctseg.files import write_csv, write_text
+from ctseg.live import is_live, leave_notebook
 from ctseg.progress import Display
 from ctseg.train import Log
 
@@ -76,6 +76,7 @@ def test_one_bar_goes_over_all_folds_and_says_where_training_is(shown, tmp_path,
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     folds = [tmp_path / f"fold{k}" for k in range(5)]
+    write_text("", folds[0] / "oof.npz")
     log = Display(folds)
     log.say("fold0 is finished already")
     log.on_end(folds[0], failed=False)
@@ -90,10 +91,11 @@ def test_one_bar_goes_over_all_folds_and_says_where_training_is(shown, tmp_path,
         "fold0 is finished already<br>",
         "fold1 (2 of 5), epoch 2/10, best validation Dice 0.7500 in epoch 1 · 38 min left",
     )
-    assert len(shown[1].axes) == 4
+    assert len(shown[1].axes) == 2
     log.on_end(folds[1], failed=False)
     log.close()
-    assert read(shown)[0] == 0.4 and shown[1].data == "" and "2 of 5 folds are done" in shown[0].data
+    assert read(shown)[0] == 0.4 and shown[1].data == ""
+    assert shown[0].data.endswith("2 of 5 folds are done; best validation Dice: fold1 0.7500")
 
 
 def test_lines_of_other_processes_move_the_bar(shown, tmp_path):
@@ -112,7 +114,7 @@ def test_lines_of_other_processes_move_the_bar(shown, tmp_path):
 def test_drawing_takes_a_small_share_of_the_time(shown, tmp_path, monkeypatch):
     now, drawn = [0.0], []
 
-    def draw(histories):
+    def draw(histories, panels):
         now[0] += 2
         drawn.append(now[0])
 
@@ -129,6 +131,7 @@ def test_folds_that_failed_are_not_done_and_those_finished_before_take_no_time(s
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     folds = [tmp_path / f"fold{k}" for k in range(4)]
+    write_text("", folds[1] / "oof.npz")
     log = Display(folds)
     log.on_step(folds[0], 1, 1, 0.0)
     now[0] += 100
@@ -145,3 +148,12 @@ def test_a_log_knows_where_other_processes_are(tmp_path, capsys):
     log.pass_on("fold1 epoch 2/4  train_soft_dice 0.5\n")
     assert log.places == {tmp_path / "fold1": (3, 4)}
     assert capsys.readouterr().out == "fold1 epoch 2/4  train_soft_dice 0.5\n"
+
+
+def test_programs_that_a_notebook_starts_are_not_live(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "/a.ipynb")
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    monkeypatch.setattr(live, "get_ipython", lambda: SimpleNamespace(kernel=1))
+    assert is_live()
+    leave_notebook()
+    assert not is_live()

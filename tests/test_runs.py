@@ -15,7 +15,8 @@ from conftest import begin_run, save_image, write_pair
 
 from ctseg.config import CONTEST_FACTS, Config
 from ctseg.data import drop_unreadable
-from ctseg.files import read_json, write_text
+from ctseg.files import read_json, write_json, write_text
+from ctseg.paths import find_run_dir
 from ctseg.phantom import write_phantom
 from ctseg.runs import (
     find_new_folder,
@@ -233,7 +234,8 @@ def test_a_run_opens_with_its_own_settings_only(tmp_path):
 
 def test_settings_may_change_until_a_fold_is_begun():
     run_dir = open_run(make_config(run="a", epochs=2))
-    assert open_run(make_config(run="a", epochs=3)) == run_dir and make_config(run="a").epochs == 3
+    assert open_run(make_config(run="a", epochs=3)) == run_dir
+    assert read_json(run_dir / "config.json")["epochs"] == 3
 
 
 def test_the_format_of_the_submission_may_change_at_any_time(tiny):
@@ -483,6 +485,32 @@ def test_without_data_a_new_run_uses_the_phantom_and_says_so_each_time(no_data, 
     assert capsys.readouterr().out == ""  # it was asked for
 
 
+def test_data_that_are_there_in_other_folders_are_not_replaced_by_the_phantom(no_data):
+    (no_data / "data" / "mine" / "pictures").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="no data set"):
+        make_config(run="a")
+
+
+def test_the_phantom_gives_way_to_data_that_come_before_training(no_data, phantom, capsys):
+    open_run(make_config(run="a"), trains=False)
+    shutil.copytree(phantom, no_data / "data" / "a0-2025-medical-image-segmentation" / "Dataset")
+    assert "a0-2025" in make_config(run="a").data_root
+    run_dir = open_run(make_config(run="b", data_root="phantom"))
+    write_text("", run_dir / "fold0" / "last.pth")
+    assert "phantom" in make_config(run="b").data_root  # it was trained on that
+
+
+def test_what_was_tried_before_a_fold_has_weights_is_not_what_the_run_says(phantom):
+    run_dir = open_run(make_config(run="a", preset="strong", lr=0.5, slug="b", encoder="unet", weights=""))
+    assert (make_config(run="a").preset, make_config(run="a").lr, make_config(run="a").slug) == (
+        "quick",
+        0.002,
+        "b",
+    )
+    write_text("", run_dir / "fold0" / "last.pth")
+    assert (make_config(run="a").preset, make_config(run="a").lr) == ("strong", 0.5)
+
+
 def test_data_that_are_there_come_before_the_phantom(no_data, phantom):
     make_config(run="a")
     shutil.copytree(phantom, no_data / "data" / "a0-2025-medical-image-segmentation" / "Dataset")
@@ -491,7 +519,13 @@ def test_data_that_are_there_come_before_the_phantom(no_data, phantom):
 
 @pytest.mark.parametrize(
     "given",
-    [{"data_root": "gone"}, {"slug": "another"}, {"train_images": "images"}, {"test_images": "images"}],
+    [
+        {"data_root": "gone"},
+        {"slug": "another"},
+        {"group": "groups.csv"},
+        {"train_images": "images"},
+        {"test_images": "images"},
+    ],
 )
 def test_what_is_given_and_not_there_is_never_replaced_by_the_phantom(no_data, given):
     with pytest.raises(FileNotFoundError, match="no data set"):
@@ -499,7 +533,7 @@ def test_what_is_given_and_not_there_is_never_replaced_by_the_phantom(no_data, g
     assert not (no_data / "data").exists()
 
 
-@pytest.mark.parametrize("place", ["CTSEG_DATA", "KAGGLE_KERNEL_RUN_TYPE", "mounts", "places"])
+@pytest.mark.parametrize("place", ["CTSEG_DATA", "KAGGLE_KERNEL_RUN_TYPE", "mounts", "places", "begun"])
 def test_a_kaggle_kernel_and_a_run_that_had_data_never_use_the_phantom(no_data, monkeypatch, phantom, place):
     if place == "mounts":
         monkeypatch.setattr("ctseg.runs.KAGGLE_INPUT", no_data)
@@ -507,6 +541,9 @@ def test_a_kaggle_kernel_and_a_run_that_had_data_never_use_the_phantom(no_data, 
         shutil.copytree(phantom, no_data / "mine")
         open_run(make_config(run="a", data_root=str(no_data / "mine")))
         shutil.rmtree(no_data / "mine")
+    elif place == "begun":
+        write_text("", find_run_dir("a") / "fold0" / "last.pth")
+        write_json(make_config(run="", data_root=str(phantom)).stored(), find_run_dir("a") / "config.json")
     else:
         monkeypatch.setenv(place, "gone")
     with pytest.raises(FileNotFoundError, match="no data set"):

@@ -446,11 +446,16 @@ FAULTS = [
         "    if config.predict_folder:\n        return config\n",
         "",
     ),
-    ("settings of an existing run forgotten", "runs", '_read_stored(parameters.get("run"))))', "None))"),
+    (
+        "settings of an existing run forgotten",
+        "runs",
+        "return Config(**fill_settings(parameters, stored))",
+        "return Config(**fill_settings(parameters, None))",
+    ),
     (
         "the place of the data forgotten",
         "runs",
-        "if places and places.is_file() else find_data_root",
+        "if known else find_data_root",
         "if False else find_data_root",
     ),
     (
@@ -714,8 +719,8 @@ FAULTS = [
         "if found := []:",
     ),
     ("outputs in git", "pairs", "notebook, _ = ClearOutputPreprocessor(enabled=True)(notebook, {})", "pass"),
-    ("the phantom on Kaggle", "runs", "and not is_given and not on_kaggle", "and not is_given"),
-    ("the phantom in place of lost data", "runs", "or (places and places.is_file()):", "or False:"),
+    ("the phantom on Kaggle", "runs", "and not on_kaggle and not others", "and not others"),
+    ("the phantom in place of lost data", "runs", "if known or begun or not _may", "if begun or not _may"),
     ("a look at the data fixes the recipe", "runs", "    elif not trains:", "    elif False:"),
     (
         "a refused setting trains",
@@ -723,7 +728,7 @@ FAULTS = [
         "    check_settings(config, run_dir)\n    training_set",
         "    training_set",
     ),
-    ("a finished fold keeps its states", "folds", '    slim_checkpoint(fold_dir / "last.pth")\n', ""),
+    ("a finished fold keeps its states", "folds", "        slim_checkpoint(fold_dir)\n", ""),
     (
         "unfinished folds counted as finished",
         "folds",
@@ -747,8 +752,8 @@ FAULTS = [
     (
         "failures hidden among the typical",
         "report",
-        "in enumerate(map(int, worst[: 2 + _N_SHOWN]))",
-        "in enumerate([])",
+        'shown = dict.fromkeys(lowest.tolist(), "lowest")',
+        "shown = {}",
     ),
     (
         "runs that differ least",
