@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if given.only not in (None, path.stem):
                 continue
             name = "predict" if parameters.get("predict_folder") else path.stem
+            print(f"{path.stem} …", flush=True)
             output = run_dir / f"{name}_unfinished.ipynb"  # an earlier copy stays until it is done
             run_notebook(path.with_suffix(".ipynb"), output, parameters)
             output.rename(run_dir / f"{name}.ipynb")

@@ -311,9 +311,11 @@ def find_folds(run_dir: Path, *, unfinished: bool = False) -> list[Path]:
     if not fold_dirs:
         begun = "; ".join(describe_unfinished(run_dir))
         otherwise = ", or pass use_unfinished to make do with what there is" if begun else ""
+        others = sorted({path.parts[-3] for path in run_dir.parent.glob("*/fold*/oof.npz")})
+        trained = f"; trained are {', '.join(others[:20])}" if others else ""
         raise FileNotFoundError(
             f"no trained fold in {run_dir}{begun and f' ({begun})'}; run 03_train with the same parameters "
-            f"first{otherwise}, or name another run"
+            f"first{otherwise}, or name another run{trained}"
         )
     return fold_dirs
 

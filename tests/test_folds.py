@@ -226,6 +226,13 @@ def test_unfinished_folds_are_used_if_that_is_asked_for(phantom, make_run, monke
     assert not path.exists() and find_oof(asked, run_dir) == find_oof(config, run_dir)
 
 
+def test_runs_that_have_a_trained_fold_are_named_where_this_one_has_none(make_run):
+    for name in ("b", "a"):
+        write_text("", make_run(name)[1] / "fold0" / "oof.npz")
+    with pytest.raises(FileNotFoundError, match="or name another run; trained are a, b$"):
+        find_folds(make_run("typo")[1])
+
+
 def test_other_settings_are_refused_before_anything_is_trained(make_run):
     config, run_dir = make_run("settings", n_folds=2, epochs=1, fold=0)
     train_folds(config, run_dir)
