@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from ctseg.data import read_image
@@ -319,12 +320,11 @@ def write_leaderboard(folder: Path, comparison: Comparison) -> None:
     figure = plot_forest(comparison.rows, comparison.fold_gains, comparison.effects)
     with atomic_path(folder / "leaderboard.png") as partial:
         figure.savefig(partial, dpi=110)
-    write_page(folder / "leaderboard.html", folder.name, _show_comparison(folder.name, comparison))
+    write_page(folder / "leaderboard.html", folder.name, _show_comparison(folder.name, comparison, figure))
 
 
-def _show_comparison(title: str, comparison: Comparison) -> str:
-    """The tables and the picture of a comparison, as HTML."""
-    figure = plot_forest(comparison.rows, comparison.fold_gains, comparison.effects)
+def _show_comparison(title: str, comparison: Comparison, figure: Figure) -> str:
+    """The tables of a comparison and its `plot_forest`, as HTML."""
     picture = embed(draw_svg(figure).encode(), ".svg", "the gain of each over the base, with its interval")
     tables = comparison._repr_html_()
     return f'<h1>{html.escape(title)}</h1>{tables}<div class="wide">{picture}</div>'
@@ -344,26 +344,35 @@ def draw_differences(*names: str, n_cases: int = 6) -> str:
     for name in names:
         check_training_data(find_run_dir(name), train.cases)
     runs = {
-        name: OutOfFold([path / "oof.npz" for path in paths], train.cases)
+        name: (
+            OutOfFold([path / "oof.npz" for path in paths], train.cases),
+            PostProcess(threshold=read_config(run=name).threshold),
+        )
         for name, paths in fold_dirs.items()
     }
     spread = {image: np.ptp([scores[image] for scores in dice.values()]) for image in dice[names[0]]}
     rows = []
     for image in sorted(spread, key=spread.get, reverse=True)[:n_cases]:
         draw = partial(_draw_prediction, image=image, window=train.window)
-        figures = [draw(name, run, dice=dice[name][image]) for name, run in runs.items()]
-        rows.append(f'<h3>{html.escape(image)}</h3><div class="pairs">{"".join(figures)}</div>')
+        figures = [draw(name, *run, dice=dice[name][image]) for name, run in runs.items()]
+        rows.append(f'<h3>{html.escape(image)}</h3><div class="grid">{"".join(figures)}</div>')
     legend = '<p class="faint">True masks green, predictions magenta.</p>'
     return f"<h2>Where they differ most</h2>{legend}{''.join(rows)}"
 
 
 def _draw_prediction(
-    name: str, run: OutOfFold, *, image: str, dice: float, window: tuple[float, float] | None
+    name: str,
+    run: OutOfFold,
+    plain: PostProcess,
+    *,
+    image: str,
+    dice: float,
+    window: tuple[float, float] | None,
 ) -> str:
     """A run's prediction of an image, as a picture with a caption."""
     index = [case.image_id for case in run.cases].index(image)
     probability, letterbox, true_mask = run.read(index)
-    pred_mask = make_mask(probability, letterbox, PostProcess(threshold=read_config(run=name).threshold))
+    pred_mask = make_mask(probability, letterbox, plain)
     picture = draw_case(read_image(run.cases[index].image, window=window), true_mask, pred_mask)
     return caption(embed(picture, ".webp", f"{image} as {name} predicts it"), f"{name}: Dice {dice:.4f}")
 
@@ -378,7 +387,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"got the run {names[0]} alone; name two or more")
         comparison = compare_runs(*names)
         print(comparison)
-        body = _show_comparison(" and ".join(names), comparison) + draw_differences(*names)
+        figure = plot_forest(comparison.rows, comparison.fold_gains, comparison.effects)
+        body = _show_comparison(" and ".join(names), comparison, figure) + draw_differences(*names)
         path = find_repository() / "runs" / "compare.html"
         write_page(path, f"compared: {', '.join(names)}", body)
         print(path)

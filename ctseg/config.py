@@ -214,7 +214,7 @@ PRESETS = {
     "quick": _MODERN | _QUICK,  # from scratch in minutes on two CPU cores
     "strong": _MODERN | _STRONG,  # the best we know, from ImageNet weights
 }
-_DEFAULT = "quick"
+_DEFAULT_PRESET = "quick"
 
 
 def fill_settings(parameters: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def fill_settings(parameters: Mapping[str, Any], stored: Mapping[str, Any] | Non
     check_names(parameters)
     given = {name: _convert(name, value) for name, value in parameters.items() if value is not None}
     stored = stored or {}
-    preset = given.get("preset") or stored.get("preset") or _DEFAULT
+    preset = given.get("preset") or stored.get("preset") or _DEFAULT_PRESET
     if preset not in PRESETS:
         raise ValueError(f"parameter preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
     if preset != stored.get("preset"):

@@ -80,17 +80,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     leave_notebook()
     try:
         parameters = read_arguments(given)
-        names = [path.stem for path in find_notebooks(root)]
-        if given.only not in (None, *names):
-            raise ValueError(f"no notebook {given.only!r}; there are {', '.join(names)}")
-        if "predict_folder" in parameters and not given.only:
+        paths = [path for path in find_notebooks(root) if given.only in (None, path.stem)]
+        if not paths:
+            raise ValueError(f"no notebook {given.only!r} in {root / 'notebooks'}")
+        predicts = bool(parameters.get("predict_folder"))
+        if predicts and not given.only:
             raise ValueError("predict_folder is for notebook 04 alone; make predict IMAGES=folder runs it")
         run_dir = find_run_dir(read_config(**parameters).run)
         check_pairs(root)
-        for path in find_notebooks(root):
-            if given.only not in (None, path.stem):
-                continue
-            name = "predict" if parameters.get("predict_folder") else path.stem
+        for path in paths:
+            name = "predict" if predicts else path.stem
             print(f"{path.stem} …", flush=True)
             output = run_dir / f"{name}_unfinished.ipynb"  # an earlier copy stays until it is done
             run_notebook(path.with_suffix(".ipynb"), output, parameters)

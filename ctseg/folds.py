@@ -32,7 +32,7 @@ from ctseg.progress import Display
 from ctseg.runs import check_settings, make_config, make_dataset, make_network
 from ctseg.seeds import make_seed
 from ctseg.split import find_groups, read_groups, split_cases
-from ctseg.train import Learner, Log, find_kept, read_history, slim_checkpoint, train_model
+from ctseg.train import Learner, Log, find_fold_dirs, find_kept, read_history, slim_checkpoint, train_model
 from ctseg.weights import load_weights, read_trained_on
 
 _STOPPED = 130  # the status of a program that Ctrl-C ended
@@ -91,15 +91,12 @@ class Stopped(KeyboardInterrupt):
 
 def _describe_stop(log: Log) -> str:
     """Where training was stopped, what is kept, and how it goes on."""
-    texts = []
-    for fold_dir, (epoch, _) in log.places.items():
-        n_kept = len(read_history(fold_dir))
-        few = {0: "no epoch is kept yet", 1: "epoch 1 is kept"}
-        kept = few.get(n_kept, f"epochs 1 to {n_kept} are kept")
-        texts.append(f"in epoch {epoch} of {fold_dir.name}; {kept}")
-    if not texts:  # folds of other processes, of which no epoch ended yet
-        begun = {path: len(read_history(path)) for path in log.fold_dirs.values() if not _is_finished(path)}
-        texts = [f"with {n} epochs of {path.name} kept" for path, n in begun.items() if n]
+    few = {0: "no epoch is kept yet", 1: "epoch 1 is kept"}
+    n_kept = {path: len(read_history(path)) for path in log.fold_dirs.values()}
+    kept = {path: few.get(n, f"epochs 1 to {n} are kept") for path, n in n_kept.items()}
+    texts = [f"in epoch {epoch} of {path.name}; {kept[path]}" for path, (epoch, _) in log.places.items()]
+    if not texts:  # before other processes ended an epoch
+        texts = [f"{path.name}: {kept[path]}" for path in kept if n_kept[path] and not _is_finished(path)]
     again = "run this cell again" if is_live() else "run the same again"
     return f"Stopped {', '.join(texts) or 'before the first epoch'}; {again} to go on"
 
@@ -307,7 +304,7 @@ def find_folds(run_dir: Path, *, unfinished: bool = False) -> list[Path]:
         FileNotFoundError: there are none.
     """
     is_usable = _has_weights if unfinished else _is_finished
-    fold_dirs = list(filter(is_usable, _find_fold_dirs(run_dir)))
+    fold_dirs = list(filter(is_usable, find_fold_dirs(run_dir)))
     if not fold_dirs:
         begun = "; ".join(describe_unfinished(run_dir))
         otherwise = ", or pass use_unfinished to make do with what there is" if begun else ""
@@ -325,17 +322,11 @@ def _has_weights(fold_dir: Path) -> bool:
     return (fold_dir / "best_unet_model.pth").is_file()
 
 
-def _find_fold_dirs(run_dir: Path) -> list[Path]:
-    """The folders of a run's folds in order; not the copies that people make, such as fold0_backup."""
-    fold_dirs = [path for path in run_dir.glob("fold*") if path.name.removeprefix("fold").isdigit()]
-    return sorted(fold_dirs, key=lambda path: int(path.name.removeprefix("fold")))
-
-
 def describe_unfinished(run_dir: Path) -> list[str]:
     """A line for each fold of a run that has epochs and is not finished."""
     return [
         f"{fold_dir.name} is not finished, epoch {len(history)} was its last"
-        for fold_dir in _find_fold_dirs(run_dir)
+        for fold_dir in find_fold_dirs(run_dir)
         if not _is_finished(fold_dir) and (history := read_history(fold_dir))
     ]
 

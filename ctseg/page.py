@@ -11,12 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 from skimage.segmentation import mark_boundaries
-from skimage.transform import resize
 
 from ctseg.files import atomic_path, write_text
 from ctseg.plots import table
 
-_MEDIA_TYPES = {".svg": "image/svg+xml", ".webp": "image/webp", ".png": "image/png"}
+MEDIA_TYPES = {".svg": "image/svg+xml", ".webp": "image/webp"}  # of the pictures of a page
 # In a vector figure black and white become the page's own ink and paper.
 _SVG_STYLE = """<style>
 svg {--ink: #1f2328; --paper: #ffffff}
@@ -40,7 +39,6 @@ td, th {padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; border-bottom: 1px so
 td, th {overflow-wrap: normal}
 figure {margin: 0} img {max-width: 100%; height: auto; display: block; border-radius: 4px}
 .grid {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(45%, 300px), 1fr))}
-.pairs {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(45%, 320px), 1fr))}
 .curves img {width: 100%}
 .curves {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr))}
 details {border-top: 1px solid var(--line); padding: 0.5rem 0} summary {cursor: pointer; font-weight: 600}
@@ -76,11 +74,11 @@ def draw_svg(figure: Figure) -> str:
     buffer = io.StringIO()
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ctseg"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
+    _, _, text = buffer.getvalue().partition("<svg")  # without the XML declaration
     for color, name in (("#000000", "ink"), ("#ffffff", "paper")):
         text = text.replace(f": {color}", f": var(--{name})")
-    start = text.index(">", text.index("<svg")) + 1
-    return f"{text[text.index('<svg') : start]}\n{_SVG_STYLE}{text[start:]}"
+    attributes, _, content = text.partition(">")
+    return f"<svg{attributes}>\n{_SVG_STYLE}{content}"
 
 
 def draw_case(
@@ -94,11 +92,12 @@ def draw_case(
         side: pixels of the longer side.
     """
     height, width = image.shape[:2]
-    size = tuple(max(1, round(length * side / max(height, width))) for length in (height, width))
-    drawn = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BOX)) / 255
+    size = tuple(max(1, round(length * side / max(height, width))) for length in (width, height))
+    drawn = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)) / 255
     for mask, color in ((true_mask, (0, 1, 0)), (pred_mask, (1, 0, 1))):
         if mask is not None:
-            drawn = mark_boundaries(drawn, resize(mask, size, order=0), color, mode="thick")
+            small = np.asarray(Image.fromarray(mask).resize(size))
+            drawn = mark_boundaries(drawn, small, color, mode="thick")
     buffer = io.BytesIO()
     Image.fromarray((drawn * 255).round().astype(np.uint8)).save(buffer, "WEBP", quality=80)
     return buffer.getvalue()
@@ -107,7 +106,7 @@ def draw_case(
 def embed(content: bytes, suffix: str, text: str) -> str:
     """A picture within a page; `text` is for those who do not see it."""
     code = base64.b64encode(content).decode()
-    return f'<img alt="{html.escape(text)}" src="data:{_MEDIA_TYPES[suffix]};base64,{code}">'
+    return f'<img alt="{html.escape(text)}" src="data:{MEDIA_TYPES[suffix]};base64,{code}">'
 
 
 def caption(picture: str, text: str) -> str:

@@ -194,8 +194,10 @@ def main(words: Sequence[str]) -> None:
             notebook = nbformat.reads(sys.stdin.buffer.read().decode(), as_version=4)
             text = nbformat.writes(strip_notebook(notebook), indent=1)
             sys.stdout.buffer.write(f"{text}\n".encode())  # whatever the terminal's encoding is
-        else:
+        elif words == ["check"]:
             check_pairs(Path.cwd())
+        else:
+            raise ValueError(f"got {' '.join(words)!r}, expected check or strip")
     except (ValueError, OSError, AttributeError, nbformat.ValidationError) as error:
         sys.exit(f"{type(error).__name__}: {error}" if words == ["strip"] else str(error))
 

@@ -40,13 +40,10 @@ class Display(Log):
     def pass_on(self, line: str) -> None:
         """Take in a line of a fold that trains in another process."""
         with self.lock:
-            n_lines = len(self.lines)
-            super().pass_on(line)
-            name = line.partition(" epoch ")[0]
-            if name in self.fold_dirs:
-                del self.lines[n_lines:]  # the bar shows it
-                fold_dir = self.fold_dirs[name]
+            if fold_dir := self.note_epoch(line):
                 self.on_epoch(fold_dir, read_history(fold_dir), self.places[fold_dir][1])
+            else:
+                self.say(line.rstrip("\n"))
 
     def on_step(self, fold_dir: Path, epoch: int, n_epochs: int, share: float) -> None:
         """Move the bar."""
@@ -57,7 +54,7 @@ class Display(Log):
             self._show_bar()
 
     def on_epoch(self, fold_dir: Path, history: Sequence[dict], n_epochs: int) -> None:
-        """Draw the curves, if that takes a small share of the time only."""
+        """Draw the curves, unless drawing has taken its share of the time."""
         self.histories[fold_dir] = list(history)
         self.best[fold_dir] = max(row["val_dice"] for row in history)
         self._show_bar()

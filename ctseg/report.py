@@ -29,11 +29,11 @@ from ctseg.files import (
     write_json,
 )
 from ctseg.metrics import bootstrap_interval
-from ctseg.page import caption, draw_case, draw_svg, embed, fold_away, tabulate, write_page
+from ctseg.page import MEDIA_TYPES, caption, draw_case, draw_svg, embed, fold_away, tabulate, write_page
 from ctseg.plots import PANELS, plot_history
 from ctseg.postprocess import PostProcess, make_mask
 from ctseg.predict import OutOfFold
-from ctseg.train import read_history
+from ctseg.train import find_fold_dirs, read_history
 
 _MAX_BYTES = 4_000_000  # of a report; pictures that would exceed it stay in their folder
 _N_SHOWN = 6
@@ -97,11 +97,8 @@ def write_summary(
 
 def _read_histories(run_dir: Path) -> dict[str, list[dict]]:
     """The history of each fold that has one, by the name of its folder."""
-    paths = [
-        path for path in run_dir.glob("fold*/history.csv") if path.parent.name[4:].isdigit()
-    ]  # no copies
-    paths.sort(key=lambda path: int(path.parent.name[4:]))
-    return {path.parent.name: read_history(path.parent) for path in paths}
+    histories = {fold_dir.name: read_history(fold_dir) for fold_dir in find_fold_dirs(run_dir)}
+    return {name: history for name, history in histories.items() if history}
 
 
 def choose_cases(scores: np.ndarray) -> dict[int, str]:
@@ -150,12 +147,12 @@ def write_report(run_dir: Path) -> Path:
         _show_scores(summary),
         _show_cases(run_dir, "Examples", ("typical", "lowest")),
         _show_curves(histories),
-        _show_cases(run_dir, "The worst cases", ("worst",)),
+        _show_cases(run_dir, "The next worst cases", ("worst",)),
         _show_settings(config, summary),
         "<h2>Figures of the notebooks</h2>",
     ]
     size = sum(map(len, sections))
-    paths = [path for path in (run_dir / "figures").glob("[0-9] *.*") if path.suffix in (".svg", ".webp")]
+    paths = [path for path in (run_dir / "figures").glob("[0-9] *.*") if path.suffix in MEDIA_TYPES]
     for path in sorted(paths, key=lambda path: (path.name[0], path.stat().st_mtime_ns)):
         picture = embed(path.read_bytes(), path.suffix, path.stem)
         left_out = size + len(picture) > _MAX_BYTES * 0.98
@@ -173,7 +170,7 @@ def _show_scores(summary: Mapping) -> str:
     lines = [f"<h1>{html.escape(summary['run'])}</h1>"]
     if shown:
         name = "test images" if "test" in scores else "validation images, cross-fitted"
-        interval = f"95 % interval {shown['low']:.4f} to {shown['high']:.4f}, {shown['n']} {name}"
+        interval = f"on {shown['n']} {name}; 95 % interval {shown['low']:.4f} to {shown['high']:.4f}"
         lines.append(f'<p class="big">Dice {shown["dice"]:.4f}</p><p class="faint">{interval}</p>')
     lines.append(tabulate([{"": name, **_format_score(score)} for name, score in scores.items()]))
     lines.append(f"<p>Applied after the networks: {html.escape(summary['postprocess'])}.</p>")

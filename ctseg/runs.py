@@ -172,20 +172,22 @@ def _find_data(config: Config) -> Path:
     """The data root; without an explicit one the run's last place, the usual ones, at last the phantom."""
     if config.data_root:
         return find_data_root(config.data_root, config)
-    run_dir, phantom = config.run and find_run_dir(config.run), find_repository() / "data" / "phantom"
-    places, begun = run_dir and run_dir / PLACES, bool(run_dir) and is_begun(run_dir)
-    known = bool(places) and places.is_file()
-    if known and not begun:  # the phantom, if nobody named it, gives way to data that have come since
-        known = Path(read_json(places).get("data_root", "")) != make_portable(phantom / "Dataset")
+    begun = bool(config.run) and is_begun(find_run_dir(config.run))
+    last = _read_place(config.run)
     try:
-        root = _find_again(config, places) if known else find_data_root("", config)
+        root = _find_again(config, last) if last else find_data_root("", config)
     except FileNotFoundError:
-        if known or begun or not _may_use_phantom(config):
+        if last or begun or not _may_use_phantom(config):
             raise
         root = find_data_root("phantom", config)
-    if root == (phantom / "Dataset").resolve():
+    if _is_phantom(root):
         print("DATA: the synthetic phantom; data_root names your own", flush=True)
     return root
+
+
+def _is_phantom(root: Path) -> bool:
+    """Whether a data root is that of the phantom."""
+    return root == (find_repository() / "data" / "phantom" / "Dataset").resolve()
 
 
 def _may_use_phantom(config: Config) -> bool:
@@ -197,9 +199,14 @@ def _may_use_phantom(config: Config) -> bool:
     return not is_given and not on_kaggle and not others
 
 
-def _find_again(config: Config, places: Path) -> Path:
+def _read_place(run: str) -> str:
+    """Where the data of a run were last; "" if that is not known."""
+    path = find_run_dir(run) / PLACES if run else None
+    return read_json(path).get("data_root", "") if path and path.is_file() else ""
+
+
+def _find_again(config: Config, last: str) -> Path:
     """The data of a run: where they were last, or in the usual places."""
-    last = read_json(places).get("data_root", "")
     try:
         return find_data_root(last, config)
     except FileNotFoundError:
@@ -247,9 +254,11 @@ def open_run(config: Config, *, trains: bool = True) -> Path:
         return run_dir
     if stored != content:
         write_json(content, run_dir / "config.json")
-    places = {"data_root": str(make_portable(Path(config.data_root)))}
-    if not (run_dir / PLACES).is_file() or read_json(run_dir / PLACES) != places:
-        write_json(places, run_dir / PLACES)
+    place = str(make_portable(Path(config.data_root)))
+    # The phantom in place of data gives way, until it is trained on, to data that come.
+    in_place_of_data = not trains and _is_phantom(Path(config.data_root)) and _may_use_phantom(config)
+    if place != _read_place(config.run) and not in_place_of_data:
+        write_json({"data_root": place}, run_dir / PLACES)
     return run_dir
 
 
@@ -262,7 +271,12 @@ def keep_format(config: Config, run_dir: Path) -> None:
 
 
 def check_settings(config: Config, run_dir: Path) -> None:
-    """Raise ValueError unless the settings are those that the run keeps."""
+    """Check that the settings are those that the run keeps.
+
+    Raises:
+        ValueError: they are not; those that differ are named.
+        FileNotFoundError: the run keeps none: it was not opened.
+    """
     content = _read_stored(config.run)
     if content is None:
         raise FileNotFoundError(

@@ -188,7 +188,7 @@ def describe_submission(path: Path, contest: Contest = A0) -> str:
     rows = read_rows(path, contest)
     (mask,) = [name for name, value in contest.read_columns().items() if value == "{mask}"]
     n_empty = sum(row[mask] == contest.empty_mask for row in rows)
-    empty = f"; {n_empty} of the masks are empty" if n_empty else ""
+    empty = f"; {n_empty} without foreground" if n_empty else ""
     return f"{path.name}: {len(rows)} rows, valid: each test image once, with a mask of its size{empty}"
 
 

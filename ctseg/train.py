@@ -38,6 +38,7 @@ class Log:
     """What training tells of itself: here a line per epoch; `progress.Display` shows more in a notebook.
 
     Attributes:
+        fold_dirs: of the folds that are asked for, by their names.
         places: (epoch, number of epochs) of each fold that trains, by its folder.
     """
 
@@ -50,12 +51,17 @@ class Log:
         print(line, flush=True)
 
     def pass_on(self, line: str) -> None:
-        """Tell a line of a fold that trains in another process; those of `on_epoch` say where it is."""
-        if found := re.match(r"(fold\d+) epoch (\d+)/(\d+) ", line):
-            done, n_epochs = int(found[2]), int(found[3])
-            next_epoch = min(done + 1, n_epochs)
-            self.on_step(self.fold_dirs[found[1]], next_epoch, n_epochs, float(done == n_epochs))
+        """Tell a line of a fold that trains in another process."""
+        self.note_epoch(line)
         self.say(line.rstrip("\n"))
+
+    def note_epoch(self, line: str) -> Path | None:
+        """Take note of where a fold is, if the line is one of `on_epoch`; return its folder."""
+        if not (found := re.match(r"(fold\d+) epoch (\d+)/(\d+) ", line)):
+            return None
+        fold_dir, done, n_epochs = self.fold_dirs[found[1]], int(found[2]), int(found[3])
+        self.on_step(fold_dir, min(done + 1, n_epochs), n_epochs, float(done == n_epochs))
+        return fold_dir
 
     def on_step(self, fold_dir: Path, epoch: int, n_epochs: int, share: float) -> None:
         """Take note of a step, and of the share of its epoch that is done."""
@@ -175,6 +181,12 @@ def _describe_epoch(row: dict, n_epochs: int) -> str:
     """An epoch's row of the history in a line."""
     scores = "  ".join(f"{name} {row[name]:.4f}" for name in ("train_soft_dice", "bce", "loss", "val_dice"))
     return f"epoch {row['epoch']}/{n_epochs}  {scores}  lr {row['lr']:.1e}  {row['seconds']:.1f} s"
+
+
+def find_fold_dirs(run_dir: Path) -> list[Path]:
+    """The folders of a run's folds in order; not the copies that people make, such as fold0_backup."""
+    fold_dirs = [path for path in run_dir.glob("fold*") if path.name.removeprefix("fold").isdigit()]
+    return sorted(fold_dirs, key=lambda path: int(path.name.removeprefix("fold")))
 
 
 def read_history(fold_dir: Path) -> list[dict]:

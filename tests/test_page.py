@@ -68,10 +68,10 @@ def test_empty_whole_and_thin_masks_are_drawn():
 
 
 def test_a_page_escapes_what_it_shows(tmp_path):
-    body = caption(embed(b"x", ".png", 'a "<b>'), "<c>") + fold_away("<d>", "e")
+    body = caption(embed(b"x", ".webp", 'a "<b>'), "<c>") + fold_away("<d>", "e")
     write_page(tmp_path / "a.html", "<f>", body)
     text = (tmp_path / "a.html").read_text()
-    assert 'alt="a &quot;&lt;b&gt;" src="data:image/png;base64,eA=="' in text
+    assert 'alt="a &quot;&lt;b&gt;" src="data:image/webp;base64,eA=="' in text
     for escaped in ("&lt;c&gt;</figcaption>", "<summary>&lt;d&gt;</summary>", "<title>&lt;f&gt;</title>"):
         assert escaped in text
     assert not re.search(r"https?://", text)

@@ -188,6 +188,7 @@ def test_lines_that_are_not_python_are_let_alone_and_in_the_parameters_an_error(
         reset_parameters(notebook)
 
 
-def test_the_text_half_has_the_same_parameters():
-    text = jupytext.read(REPOSITORY / "notebooks" / "03_train.py")
-    assert find_tried(text) == {}
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_both_halves_as_they_are_have_the_defaults(name):
+    text = jupytext.read(REPOSITORY / "notebooks" / f"{name}.py")
+    assert find_tried(text) == find_tried(read(name)) == {}

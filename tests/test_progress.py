@@ -59,6 +59,14 @@ def shown(monkeypatch):
     return states
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """The time in seconds, as a list of one number that a test moves on."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
 def read(shown):
     """The value of the bar, and the lines around it."""
     before, value, after = re.match(
@@ -72,19 +80,17 @@ def row(epoch, dice):
     return {"epoch": epoch, "val_dice": dice, **values}
 
 
-def test_one_bar_goes_over_all_folds_and_says_where_training_is(shown, tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+def test_one_bar_goes_over_all_folds_and_says_where_training_is(shown, clock, tmp_path):
     folds = [tmp_path / f"fold{k}" for k in range(5)]
     write_text("", folds[0] / "oof.npz")
     log = Display(folds)
     log.say("fold0 is finished already")
     log.on_end(folds[0], failed=False)
     log.on_step(folds[1], 1, 10, 0.0)
-    now[0] += 60
+    clock[0] += 60
     log.on_step(folds[1], 1, 10, 1.0)
     log.on_epoch(folds[1], [row(1, 0.75)], 10)
-    now[0] += 60
+    clock[0] += 60
     log.on_step(folds[1], 2, 10, 1.0)
     assert read(shown) == (
         0.24,  # one fold, and a fifth of another
@@ -111,34 +117,31 @@ def test_lines_of_other_processes_move_the_bar(shown, tmp_path):
     assert after.count("best validation Dice 0.5000 in epoch 1") == 2
 
 
-def test_drawing_takes_a_small_share_of_the_time(shown, tmp_path, monkeypatch):
-    now, drawn = [0.0], []
+def test_drawing_takes_a_small_share_of_the_time(shown, clock, tmp_path, monkeypatch):
+    drawn = []
 
     def draw(histories, panels):
-        now[0] += 2
-        drawn.append(now[0])
+        clock[0] += 2
+        drawn.append(clock[0])
 
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(progress, "plot_history", draw)
     log = Display([tmp_path / "fold0"])
     for epoch in range(1, 101):
-        now[0] += 1
+        clock[0] += 1
         log.on_epoch(tmp_path / "fold0", [row(epoch, 0.5)], 100)
     assert 2 <= len(drawn) <= 4
 
 
-def test_folds_that_failed_are_not_done_and_those_finished_before_take_no_time(shown, tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+def test_folds_that_failed_are_not_done_and_those_finished_before_take_no_time(shown, clock, tmp_path):
     folds = [tmp_path / f"fold{k}" for k in range(4)]
     write_text("", folds[1] / "oof.npz")
     log = Display(folds)
     log.on_step(folds[0], 1, 1, 0.0)
-    now[0] += 100
+    clock[0] += 100
     log.on_end(folds[0], failed=True)
     log.on_end(folds[1], failed=False)  # finished before
     assert "1 of 4 folds are done, 1 failed" in shown[0].data
-    now[0] += 1
+    clock[0] += 1
     log.on_step(folds[2], 1, 1, 0.0)
     assert read(shown)[2].endswith("3 min left")  # two folds of 100 seconds
 

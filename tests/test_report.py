@@ -90,7 +90,8 @@ def report(run_dir, **given) -> str:
 def test_a_report_says_what_was_found_in_files_that_are_there(run_dir):
     page = report(run_dir, unfinished=["fold1 is not finished, and has 3 epochs"])
     for text in (
-        '<p class="big">Dice 0.6250</p><p class="faint">95 % interval 0.5000 to 0.7500, 2 validation images',
+        '<p class="big">Dice 0.6250</p><p class="faint">on 2 validation images, cross-fitted; ',
+        "95 % interval 0.5000 to 0.7500",
         "Applied after the networks: fill holes.",
         "submission.csv: 4 rows, valid",
         "fold2 failed in its last try: MemoryError (see failed_fold2.txt)",

@@ -476,11 +476,12 @@ def no_data(tmp_path, monkeypatch):
 
 
 def test_without_data_a_new_run_uses_the_phantom_and_says_so_each_time(no_data, capsys):
-    for _ in range(2):
+    for trains in (False, True):
         config = make_config(run="a")
         assert config.data_root == str(no_data / "data" / "phantom" / "Dataset")
         assert capsys.readouterr().out == "DATA: the synthetic phantom; data_root names your own\n"
-        open_run(config)
+        open_run(config, trains=trains)
+    assert "phantom" in read_json(find_run_dir("a") / "places.json")["data_root"]  # it is trained on
     make_config(run="a", data_root="phantom")
     assert capsys.readouterr().out == ""  # it was asked for
 
@@ -495,9 +496,8 @@ def test_the_phantom_gives_way_to_data_that_come_before_training(no_data, phanto
     open_run(make_config(run="a"), trains=False)
     shutil.copytree(phantom, no_data / "data" / "a0-2025-medical-image-segmentation" / "Dataset")
     assert "a0-2025" in make_config(run="a").data_root
-    run_dir = open_run(make_config(run="b", data_root="phantom"))
-    write_text("", run_dir / "fold0" / "last.pth")
-    assert "phantom" in make_config(run="b").data_root  # it was trained on that
+    open_run(make_config(run="b", data_root="phantom"), trains=False)
+    assert "phantom" in make_config(run="b").data_root  # that was given
 
 
 def test_what_was_tried_before_a_fold_has_weights_is_not_what_the_run_says(phantom):

@@ -244,9 +244,7 @@ def test_a_submission_is_described_with_its_empty_masks(tmp_path, empty):
     contest = Contest(submission_columns="id,class=1,rle", empty_mask=empty)
     path = tmp_path / "submission.csv"
     path.write_text(f"id,class,rle\na,1,1 5\nb,1,{empty}\n")
-    expected = (
-        "submission.csv: 2 rows, valid: each test image once, with a mask of its size; 1 of the masks are"
-    )
-    assert describe_submission(path, contest) == f"{expected} empty"
+    expected = "submission.csv: 2 rows, valid: each test image once, with a mask of its size; 1 without"
+    assert describe_submission(path, contest) == f"{expected} foreground"
     path.write_text("id,class,rle\na,1,1 5\n")
     assert describe_submission(path, contest).endswith("a mask of its size")

@@ -455,7 +455,7 @@ FAULTS = [
     (
         "the place of the data forgotten",
         "runs",
-        "if known else find_data_root",
+        "if last else find_data_root",
         "if False else find_data_root",
     ),
     (
@@ -720,7 +720,7 @@ FAULTS = [
     ),
     ("outputs in git", "pairs", "notebook, _ = ClearOutputPreprocessor(enabled=True)(notebook, {})", "pass"),
     ("the phantom on Kaggle", "runs", "and not on_kaggle and not others", "and not others"),
-    ("the phantom in place of lost data", "runs", "if known or begun or not _may", "if begun or not _may"),
+    ("the phantom in place of lost data", "runs", "if last or begun or not _may", "if begun or not _may"),
     ("a look at the data fixes the recipe", "runs", "    elif not trains:", "    elif False:"),
     (
         "a refused setting trains",
