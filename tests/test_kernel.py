@@ -222,7 +222,7 @@ def test_a_fold_that_crashes_is_reported_and_left_out(run_kernel, phantom, tmp_p
     put_in_the_way(tmp_path, 1)
     done, working = run_kernel(tmp_path, mount(phantom, tmp_path, PLACES["newer"]), run="small", **SMALL)
     assert done.returncode == 0, done.stdout
-    assert "FAILED: fold 1" in done.stdout and "FAILED and left out: fold1" in done.stdout
+    assert "FAILED: fold 1" in done.stdout and "FAILED in its last try: fold1" in done.stdout
     summary = json.loads((working / "runs" / "small" / "summary.json").read_text())
     assert summary["failed"].keys() == {"fold1"} and summary["train_seconds"].keys() == {"fold0"}
     check_submission(working / "submission.csv", find_cases(phantom, "test", A0), A0)
