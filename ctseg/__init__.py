@@ -7,6 +7,7 @@ What is fixed, what may be set:
     arguments.py    parameters on a command line
     seeds.py        randomness keyed by purpose
     files.py        files that are whole or absent, folders with one writer
+    shared.py       memory that several processes share
     live.py         whether somebody watches this notebook
     phantom.py      a CT-like data set with known test masks
     folders.py      a data set's folders, named or usual, and its image files

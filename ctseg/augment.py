@@ -3,12 +3,14 @@
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ctseg.config import AUGMENTATIONS
+from ctseg.device import send
 from ctseg.transforms import to_float
 
 
@@ -32,20 +34,8 @@ class Augment:
             )
         self.strength = SimpleNamespace(**dict.fromkeys(AUGMENTATIONS, 0.0) | strengths)
 
-    def __call__(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return changed copies of images (B, 3, S, S) and targets (B, 1, S, S), both float32 in [0, 1].
-
-        `generator` lives on the CPU, so that the same seed draws the same changes on every device. Areas that
-        come into view from outside an image are 0.
-        """
-        grid = self._draw_grid(len(images), images.shape[-1], generator).to(images.device)
-        both = torch.cat([images, targets], dim=1)
-        moved = F.grid_sample(both, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        images, targets = moved[:, :3], moved[:, 3:]
-        return self._change_intensity(images, generator), targets
-
-    def _draw_grid(self, batch: int, size: int, generator: torch.Generator) -> Tensor:
-        """Draw where each output pixel looks in the input: (B, S, S, 2) as (x, y) in [-1, 1], on the CPU."""
+    def draw(self, batch: int, generator: torch.Generator) -> "Draws":
+        """Draw the changes of a batch of images; the same generator draws the same ones for every device."""
         rotation = math.radians(self.strength.rotation) * _symmetric(batch, generator)
         rot90 = math.pi / 2 * _chance(self.strength.rot90, batch, generator)
         scale = (1 + self.strength.scale) ** _symmetric(batch, generator)
@@ -58,30 +48,69 @@ class Augment:
         # A magnified image may shift until its edge shows, a shrunken one until it touches the border.
         shift = _symmetric((batch, 2), generator) * (1 - 1 / scale).abs()[:, None]
         affine = torch.cat([matrix, shift[..., None]], dim=2)  # (B, 2, 3)
-        grid = F.affine_grid(affine, [batch, 1, size, size], align_corners=False)
+        nodes = torch.empty(batch, 0)
         if self.strength.elastic:
             # Displacements at the nodes of a coarse grid; the image spans 2 units.
             nodes = 2 * self.strength.elastic * torch.randn(batch, 2, 8, 8, generator=generator)
-            field = F.interpolate(nodes, (size, size), mode="bicubic", align_corners=True)
-            grid = grid + field.permute(0, 2, 3, 1)
-        return grid
 
-    def _change_intensity(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw and apply the changes of intensity; images (B, 3, S, S) stay in [0, 1], padding black."""
-        one, three = (len(images), 1, 1, 1), (len(images), 3, 1, 1)
-        gamma = ((1 + self.strength.gamma) ** _symmetric(one, generator)).to(images.device)
-        contrast = (1 + self.strength.contrast * _symmetric(one, generator)).to(images.device)
-        color = (1 + self.strength.color * _symmetric(three, generator)).to(images.device)
-        brightness = (self.strength.brightness * _symmetric(one, generator)).to(images.device)
+        gamma = (1 + self.strength.gamma) ** _symmetric((batch, 1), generator)
+        contrast = 1 + self.strength.contrast * _symmetric((batch, 1), generator)
+        color = 1 + self.strength.color * _symmetric((batch, 3), generator)
+        brightness = self.strength.brightness * _symmetric((batch, 1), generator)
+        deviation = self.strength.noise * torch.rand((batch, 1), generator=generator)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        columns = affine.flatten(1), gamma, contrast, color, brightness, deviation, nodes.flatten(1)
+        return Draws(torch.cat(columns, dim=1), seed)
+
+    def __call__(self, pixels: Tensor, draws: "Draws") -> tuple[Tensor, Tensor]:
+        """Return images (B, 3, S, S) and targets (B, 1, S, S) in [0, 1], changed as was drawn.
+
+        `pixels` are both, float32 (B, 4, S, S) in [0, 1], on the device of `draws`. Areas that come into view
+        from outside an image are 0.
+        """
+        affine, gamma, contrast, color, brightness, deviation, nodes = draws.split()
+        grid = _make_grid(affine, nodes, pixels.shape[-1])
+        moved = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        images, targets = moved[:, :3], moved[:, 3:]
 
         curved = images**gamma
         mean = curved.mean(dim=(1, 2, 3), keepdim=True)
         changed = (mean + (curved - mean) * contrast) * color + brightness
         if self.strength.noise:
-            deviation = self.strength.noise * torch.rand(one, generator=generator)
-            changed = changed + (deviation * torch.randn(images.shape, generator=generator)).to(images.device)
+            noise = torch.Generator(images.device).manual_seed(draws.noise_seed)
+            changed = changed + deviation * torch.randn(images.shape, generator=noise, device=images.device)
         is_padding = images <= 1 / 512  # half a gray level: interpolation leaves traces there
-        return changed.masked_fill(is_padding, 0).clamp(0, 1)
+        return changed.masked_fill(is_padding, 0).clamp(0, 1), targets
+
+
+class Draws(NamedTuple):
+    """What is drawn for a batch: small, so that one copy brings it to the device, where it is spread out.
+
+    Attributes:
+        values: float32 (B, 13), and 128 more for elastic changes, the columns that `split` names.
+        noise_seed: of the noise, whose values are the device's own.
+    """
+
+    values: Tensor
+    noise_seed: int
+
+    def split(self) -> tuple[Tensor, ...]:
+        """Return affine (B, 2, 3); gamma, contrast, color, brightness, deviation (B, 1 or 3, 1, 1); nodes.
+
+        The nodes of the elastic change are (B, 2, 8, 8), or (B, 0) without one.
+        """
+        affine, *factors, nodes = self.values.split([6, 1, 1, 3, 1, 1, self.values.shape[1] - 13], dim=1)
+        spread = [factor[..., None, None] for factor in factors]
+        return affine.unflatten(1, (2, 3)), *spread, nodes.unflatten(1, (2, 8, 8)) if nodes.numel() else nodes
+
+
+def _make_grid(affine: Tensor, nodes: Tensor, size: int) -> Tensor:
+    """Where each output pixel looks in the input: (B, S, S, 2) as (x, y) in [-1, 1]."""
+    grid = F.affine_grid(affine, [len(affine), 1, size, size], align_corners=False)
+    if nodes.numel():
+        field = F.interpolate(nodes, (size, size), mode="bicubic", align_corners=True)
+        grid = grid + field.permute(0, 2, 3, 1)
+    return grid
 
 
 def _symmetric(size, generator: torch.Generator) -> Tensor:
@@ -96,11 +125,16 @@ def _chance(probability: float, size: int, generator: torch.Generator) -> Tensor
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Prepare a training batch: move it to the device, convert it to float, augment it."""
+    """Prepare a training batch: bring it to the device, convert it to float, augment it."""
 
     augment: Augment
     device: torch.device | str = "cpu"
 
-    def __call__(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """From uint8 to float32 in [0, 1] on the device: images (B, 3, S, S) and targets (B, 1, S, S)."""
-        return self.augment(to_float(images.to(self.device)), to_float(targets.to(self.device)), generator)
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """From uint8 (B, 4, S, S), image and target, to images (B, 3, S, S) and targets (B, 1, S, S).
+
+        They are float32 in [0, 1], on the device. `generator` lives on the CPU.
+        """
+        draws = self.augment.draw(len(pixels), generator)
+        draws = draws._replace(values=send(draws.values, self.device))
+        return self.augment(to_float(send(pixels, self.device)), draws)

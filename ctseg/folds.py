@@ -21,7 +21,7 @@ import torch
 
 from ctseg.config import Config
 from ctseg.data import TrainingSet, find_window, load_training_set
-from ctseg.device import find_device
+from ctseg.device import find_device, keep_near
 from ctseg.files import FolderBusy, lock_folder, print_anywhere, read_json, write_text
 from ctseg.fingerprint import check_still_kept, is_begun, read_folds, write_training_data
 from ctseg.live import is_live
@@ -221,6 +221,8 @@ def train_fold(
         log.say(f"fold{fold} is finished already")
         _tidy_fold(fold_dir, config.keep)  # a kill may have come before
         return
+    device = find_device()
+    training_set = replace(training_set, pixels=keep_near(training_set.pixels, device))
     train = training_set.select(np.flatnonzero(fold_of_case != fold))
     validation = training_set.select(np.flatnonzero(fold_of_case == fold))
     seed = (config.seed, fold)
@@ -228,7 +230,7 @@ def train_fold(
     last = fold_dir / "last.pth"
     # A fold that is begun needs no weights file: its checkpoint has them, and what they were trained on.
     network = make_network(replace(config, weights="") if last.is_file() else config)
-    learner = Learner(network, config, find_device())
+    learner = Learner(network, config, device)
     trained_on = _find_trained_on(config, last)
     if seen := trained_on & set(validation.describe()):
         log.say(

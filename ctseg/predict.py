@@ -65,6 +65,14 @@ def predict_probabilities(
     return torch.cat(probabilities)
 
 
+def predict_training_set(
+    model: nn.Module, cases: TrainingSet, *, tta: str = "none", batch_size: int = 16
+) -> Iterator[np.ndarray]:
+    """Yield the probability of each case, float32 (S, S), holding one batch at a time."""
+    for rows in cases.rows.split(batch_size):
+        yield from predict_probabilities(model, cases.pixels[rows, :3], tta=tta).numpy()
+
+
 def predict_cases(
     models: Sequence[nn.Module], dataset: SegmentationDataset, *, tta: str = "none", batch_size: int = 8
 ) -> Iterator[tuple[Case, np.ndarray, Letterbox]]:
@@ -142,16 +150,16 @@ def write_oof(
     image_ids (N,), sizes (N, 2) as (H, W), probabilities uint8 (N, S, S), 255 times the probability, and
     scores (N,), each image's Dice at its own size by the plain threshold.
     """
-    probabilities = predict_probabilities(model, validation.images, tta=tta).numpy()
-    probabilities = np.round(probabilities * 255).astype(np.uint8)
     plain = PostProcess(threshold=threshold)
 
-    def score(index: int) -> float:
-        case, probability = validation.cases[index], probabilities[index].astype(np.float32) / 255
-        pred_mask = make_mask(probability, validation.letterboxes[index], plain)
-        return dice_score(pred_mask, read_mask(case.mask, case.mask_set))
+    def score(predicted: tuple[int, np.ndarray]) -> tuple[np.ndarray, float]:
+        index, probability = predicted
+        kept = np.round(probability * 255).astype(np.uint8)
+        pred_mask = make_mask(kept.astype(np.float32) / 255, validation.letterboxes[index], plain)
+        return kept, dice_score(pred_mask, validation.get_mask(index))
 
-    scores = list(map_threads(score, range(len(validation))))
+    predicted = enumerate(predict_training_set(model, validation, tta=tta))
+    probabilities, scores = zip(*map_threads(score, predicted))
     with atomic_path(path) as partial:
         np.savez_compressed(
             partial,

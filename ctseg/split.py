@@ -179,8 +179,8 @@ def _join_duplicates(training_set: TrainingSet, units: np.ndarray, n_folds: int)
 def _link_duplicates(training_set: TrainingSet, units: np.ndarray) -> csr_array:
     """A graph (U, U) of the units (N,): those with near-duplicates of each other are linked."""
     thumbnails = [
-        make_thumbnail(image.permute(1, 2, 0).numpy()[letterbox.inside])
-        for image, letterbox in zip(training_set.images, training_set.letterboxes)
+        make_thumbnail(training_set.get_image(index).permute(1, 2, 0).numpy()[letterbox.inside])
+        for index, letterbox in enumerate(training_set.letterboxes)
     ]
     pairs, n_units = units[_find_pairs(thumbnails)], units.max() + 1
     return csr_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n_units, n_units))

@@ -18,12 +18,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ctseg.augment import Augment, TrainTransform
 from ctseg.config import Config
-from ctseg.data import TrainingSet, map_threads, png_path, read_mask
+from ctseg.data import TrainingSet, map_threads, png_path
 from ctseg.device import MEMORY_FORMAT, autocast, choose_precision
 from ctseg.files import atomic_path, lock_folder, read_csv, write_csv
 from ctseg.losses import DiceBCELoss, Losses
 from ctseg.metrics import dice_score
-from ctseg.predict import predict_probabilities
+from ctseg.predict import predict_training_set
 from ctseg.seeds import make_generator, make_seed
 from ctseg.transforms import Letterbox
 from ctseg.weights import read_torch, write_torch
@@ -242,10 +242,10 @@ class Learner:
         for name, state in states.items():
             getattr(self, name).load_state_dict(state)
 
-    def step(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Losses:
-        """Take a step on uint8 images (B, 3, S, S) and targets (B, 1, S, S); return the losses before it."""
+    def step(self, pixels: Tensor, generator: torch.Generator) -> Losses:
+        """Take a step on a batch of images and targets, uint8 (B, 4, S, S); return the losses before it."""
         self.model.train()
-        images, targets = self.transform(images, targets, generator)
+        images, targets = self.transform(pixels, generator)
         with autocast(self.device, self.dtype):
             logits = self.model(images.contiguous(memory_format=self.memory_format))
         losses = self.criterion(logits, targets)
@@ -278,7 +278,7 @@ def train_one_epoch(
     each = []
     for batch, indices in enumerate(batches):
         lr = learner.scheduler.get_last_lr()[0]
-        losses = learner.step(train.images[indices], train.targets[indices], make_generator(*seed, 2, batch))
+        losses = learner.step(train.get_batch(indices, learner.device), make_generator(*seed, 2, batch))
         learner.scheduler.step()
         each.append(torch.stack(losses).detach())
         on_step((batch + 1) / len(batches))
@@ -316,7 +316,7 @@ def _check_single(learner: Learner, train: TrainingSet) -> None:
     """Raise ValueError if there are batches of one image that the network cannot be trained with."""
     if min(learner.config.batch_size, len(train)) > 1:
         return
-    image = torch.zeros(1, *train.images.shape[1:], device=learner.device)
+    image = torch.zeros(1, 3, *train.pixels.shape[2:], device=learner.device)
     try:
         with torch.no_grad():
             copy.deepcopy(learner.model).train()(image)
@@ -352,20 +352,17 @@ def evaluate_model(
 
     With `picture_dir`, the first few cases are drawn there as image | true mask | prediction.
     """
-    probabilities = predict_probabilities(model, validation.images).numpy()
 
-    def score(index: int) -> float:
-        case, letterbox = validation.cases[index], validation.letterboxes[index]
-        true_mask, pred_mask = (
-            read_mask(case.mask, case.mask_set),
-            letterbox.undo(probabilities[index]) > threshold,
-        )
+    def score(predicted: tuple[int, np.ndarray]) -> float:
+        index, probability = predicted
+        letterbox, true_mask = validation.letterboxes[index], validation.get_mask(index)
+        pred_mask = letterbox.undo(probability) > threshold
         if picture_dir and index < _N_PICTURES:
-            path = png_path(picture_dir, case.image_id)
-            _write_picture(path, validation.images[index], letterbox, true_mask, pred_mask)
+            path = png_path(picture_dir, validation.cases[index].image_id)
+            _write_picture(path, validation.get_image(index), letterbox, true_mask, pred_mask)
         return dice_score(pred_mask, true_mask)
 
-    return np.array(list(map_threads(score, range(len(validation)))))
+    return np.array(list(map_threads(score, enumerate(predict_training_set(model, validation)))))
 
 
 def _write_picture(
@@ -417,7 +414,7 @@ def _time_pace(
     def time_step(batch: int) -> float:
         started = time.perf_counter()
         indices = torch.arange(batch * batch_size, (batch + 1) * batch_size) % len(train)
-        trial.step(train.images[indices], train.targets[indices], make_generator(batch)).loss.item()
+        trial.step(train.get_batch(indices, trial.device), make_generator(batch)).loss.item()
         return time.perf_counter() - started
 
     def time_validation() -> float:

@@ -71,9 +71,9 @@ keep_figure(figure, run_dir, "2 Images in their squares")
 # device that trains.
 
 # %%
-copies = [torch.stack([values] * 6) for values in (images[2], targets[2])]
+copies = torch.cat([images[2], targets[2]]).repeat(6, 1, 1, 1)
 changes = [Augment(**{name: strength}) for name, strength in AUGMENTATIONS.items()]
-batches = [TrainTransform(change)(*copies, make_generator(1)) for change in changes]
+batches = [TrainTransform(change)(copies, make_generator(1)) for change in changes]
 titles = [f"{name} {strength}" for name, strength in AUGMENTATIONS.items() for _ in range(6)]
 figure = plot_batch(*map(torch.cat, zip(*batches)), titles=titles)
 keep_figure(figure, run_dir, "2 One random change at a time")
@@ -85,8 +85,8 @@ keep_figure(figure, run_dir, "2 One random change at a time")
 
 # %%
 train_transform = TrainTransform(Augment(**config.augmentation()))
-batch = torch.stack(images), torch.stack(targets)
-batches = [train_transform(*batch, make_generator(config.seed, draw)) for draw in range(3)]
+batch = torch.cat([torch.stack(images), torch.stack(targets)], dim=1)
+batches = [train_transform(batch, make_generator(config.seed, draw)) for draw in range(3)]
 keep_figure(plot_batch(*map(torch.cat, zip(*batches))), run_dir, "2 Training batches")
 
 # %% [markdown]

@@ -62,17 +62,18 @@ run_dir = open_run(config)
 config
 
 # %% [markdown]
-# ## The training set in memory
+# ## The training set
 #
-# Every image is decoded once and kept as uint8 in its square; batches are cut and augmented from there. No
-# worker processes, nothing to hang. If tables of run-length codes or a sample submission came with the data,
-# they have to agree with the settings before hours are spent.
+# Every image is decoded once and kept as uint8 in its square, in a temporary file that is gone with this
+# notebook; batches are cut from there and augmented on the device that trains.
+#
+# If tables of run-length codes or a sample submission came with the data, they have to agree with the
+# settings before hours are spent.
 
 # %%
 check_tables(Path(config.data_root), config, limit=100)
 training_set = load_training_set(make_dataset(config, "train"))
-megabytes = (training_set.images.nbytes + training_set.targets.nbytes) / 1e6
-print(f"{len(training_set)} images of {config.target_size} pixels, {megabytes:.0f} MB")
+print(f"{len(training_set)} images of {config.target_size} pixels, {training_set.pixels.nbytes / 1e6:.0f} MB")
 
 # %% [markdown]
 # ## The split

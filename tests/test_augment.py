@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctseg.augment import Augment, TrainTransform
 from ctseg.config import AUGMENTATIONS
@@ -21,7 +22,7 @@ def list_strengths(table):
 
 
 def make_batch():
-    """A batch of four whose target is its red channel, smooth, with black padding above and below."""
+    """Images and targets of a batch of four: its red channel, smooth, with black padding above and below."""
     y, x = np.mgrid[:48, :48] / 47
     images = torch.zeros(4, 3, 48, 48, dtype=torch.uint8)
     images[:, 0] = torch.from_numpy((255 * y * (1 - x)).astype(np.uint8))
@@ -31,7 +32,7 @@ def make_batch():
 
 def augment(*key, **strengths):
     """The batch after one draw of the changes."""
-    return TrainTransform(Augment(**strengths))(*make_batch(), make_generator(*key))
+    return TrainTransform(Augment(**strengths))(torch.cat(make_batch(), dim=1), make_generator(*key))
 
 
 def test_the_tables_name_every_augmentation_of_the_config():
@@ -65,12 +66,43 @@ def test_no_augmentation_changes_nothing():
 
 
 def test_flip_and_rot90_are_exact_and_reach_all_8_orientations():
-    images = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4).expand(400, 3, 4, 4) * 16
-    changed, _ = TrainTransform(Augment(flip=0.5, rot90=0.5))(images, images[:, :1], make_generator(0))
+    images = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4).expand(400, 4, 4, 4) * 16
+    changed, _ = TrainTransform(Augment(flip=0.5, rot90=0.5))(images, make_generator(0))
     seen = {tuple((image[0] * 255).round().int().flatten().tolist()) for image in changed}
     original = images[0, 0].int()
     orientations = [image.rot90(k) for image in (original, original.flip(0)) for k in range(4)]
     assert seen == {tuple(image.flatten().tolist()) for image in orientations}
+
+
+class CountCopies(TorchDispatchMode):
+    """Counts what is copied from one device to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        tensors = [value for value in args if isinstance(value, torch.Tensor)]
+        self.n += isinstance(result, torch.Tensor) and any(t.device != result.device for t in tensors)
+        return result
+
+
+def test_another_device_is_sent_two_tensors_a_step_and_draws_nothing_itself():
+    pixels, strengths = torch.cat(make_batch(), dim=1), GEOMETRY | INTENSITY | {"noise": 0}
+    for device, n in (("meta", 2), ("cpu", 0)):
+        generator = make_generator(4)
+        with CountCopies() as copies:
+            images, targets = TrainTransform(Augment(**strengths), device)(pixels, generator)
+        assert copies.n == n and {images.device.type, targets.device.type} == {device}
+        assert generator.get_state().equal(draw_once(strengths).get_state())
+
+
+def draw_once(strengths):
+    """A generator after the draws of a batch of four."""
+    generator = make_generator(4)
+    Augment(**strengths).draw(4, generator)
+    return generator
 
 
 def test_one_key_draws_one_change_and_another_key_another():

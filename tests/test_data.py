@@ -200,8 +200,13 @@ def test_a_mask_of_another_size_is_refused_and_in_the_table(tiny):
 def test_a_training_set_keeps_what_belongs_to_one_case_together(phantom):
     dataset = SegmentationDataset(find_cases(phantom, "train", A0), EvalTransform(64))
     image, target, letterbox = dataset[5]
-    some = load_training_set(dataset).select([5, 2])
-    assert torch.equal(some.images[0], image) and torch.equal(some.targets[0], target)
+    everything = load_training_set(dataset)
+    some = everything.select([5, 2])
+    assert torch.equal(some.get_image(0), image)
+    assert torch.equal(some.get_batch(torch.tensor([0]))[0], torch.cat([image, target]))
+    assert torch.equal(some.select([0]).get_batch(torch.tensor([0])), some.get_batch(torch.tensor([0])))
+    assert some.pixels is everything.pixels  # nothing is copied
+    assert np.array_equal(some.get_mask(1), read_mask(dataset.cases[2].mask))
     assert some.letterboxes[0] == letterbox
     assert some.cases[0] == dataset.cases[5]
     assert some.areas.tolist() == [read_mask(dataset.cases[i].mask).mean() for i in (5, 2)]

@@ -104,7 +104,7 @@ def test_an_empty_mask_scores_by_one_rule_everywhere(tiny, tmp_path, logit, expe
     """
     Image.new("L", (40, 30)).save(tiny / "Train" / "Mask" / "case_0.png")
     training_set, model, plain = load_cases(tiny), make_constant_model(logit), PostProcess()
-    losses = DiceBCELoss()(model(to_float(training_set.images)), torch.zeros(4, 1, 32, 32))
+    losses = DiceBCELoss()(model(to_float(training_set.pixels[:, :3])), torch.zeros(4, 1, 32, 32))
     assert losses.dice_loss.item() == pytest.approx(0 if logit < 0 else 1, abs=1e-3)
     assert losses.loss.isfinite()
     in_training = evaluate_model(model, training_set)

@@ -41,12 +41,11 @@ def make_singles(n: int) -> list[np.ndarray]:
 def gather(images: list[np.ndarray]) -> TrainingSet:
     """A training set of square images (S, S, 3) with ids c000, c001 …, and empty masks."""
     n, side = len(images), len(images[0])
-    tensor = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    pixels = torch.zeros((n, 4, side, side), dtype=torch.uint8)
+    pixels[:, :3] = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     cases = [Case(f"c{k:03d}", Path(f"c{k:03d}.png")) for k in range(n)]
-    targets = torch.zeros((n, 1, side, side), dtype=torch.uint8)
-    return TrainingSet(
-        tensor, targets, cases, [make_letterbox((side, side), side)] * n, np.zeros(n), [""] * n
-    )
+    boxes = [make_letterbox((side, side), side)] * n
+    return TrainingSet(pixels, torch.arange(n), cases, boxes, np.zeros(n), [""] * n, [b""] * n)
 
 
 def make_groups(sizes: list[int]) -> np.ndarray:

@@ -18,7 +18,7 @@ from ctseg.data import read_mask
 from ctseg.explore import round_trip_dice
 from ctseg.files import lock_folder, read_csv, write_csv
 from ctseg.model import load_weights, make_model
-from ctseg.predict import predict_probabilities
+from ctseg.predict import predict_training_set
 from ctseg.train import (
     Learner,
     _time_pace,
@@ -407,7 +407,7 @@ def test_validation_scores_each_image_by_itself_after_the_undo(training_set):
             self.anything = torch.nn.Parameter(torch.zeros(1))  # says on which device it is
 
         def forward(self, images):
-            return torch.logit(some.targets.float() / 255, eps=1e-6)
+            return torch.logit(some.pixels[some.rows, 3:].float() / 255, eps=1e-6)
 
     expected = [round_trip_dice(read_mask(case.mask), 32) for case in some.cases]
     assert evaluate_model(Known(), some).tolist() == pytest.approx(expected, abs=1e-3)
@@ -420,8 +420,8 @@ def test_the_size_of_the_evaluation_batch_does_not_matter(training_set, monkeypa
     monkeypatch.setattr("ctseg.predict.choose_precision", lambda device: torch.float32)
     means = []
     for size in (1, 3, 16):
-        predict = partial(predict_probabilities, batch_size=size)
-        monkeypatch.setattr("ctseg.train.predict_probabilities", predict)
+        predict = partial(predict_training_set, batch_size=size)
+        monkeypatch.setattr("ctseg.train.predict_training_set", predict)
         means.append(evaluate_model(model, training_set).mean())
     assert np.ptp(means) < 1e-4
 
@@ -443,7 +443,7 @@ def test_an_image_left_over_joins_the_batch_before_so_that_a_map_of_one_pixel_ca
     training_set, tmp_path
 ):
     seventeen = training_set.select(range(17))
-    size = training_set.images.shape[-1]
+    size = training_set.pixels.shape[-1]
     depth = int(np.log2(size))  # the deepest map has one pixel
     config = Config(**SETTINGS | {"epochs": 1})
     learner = Learner(make_model(width=1, depth=depth), config)

@@ -65,7 +65,7 @@ def bench_matrix_products() -> list[torch.dtype]:
 def bench_step(name: str, config: Config, dtypes: list[torch.dtype]) -> None:
     """Print seconds per training step by precision and memory format, and the ratio to float32 in NCHW."""
     device, size = find_device(), config.target_size
-    images = torch.randint(0, 256, (config.batch_size, 3, size, size), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (config.batch_size, 4, size, size), dtype=torch.uint8)
     formats = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
     reference = None
     for dtype, (text, memory_format) in itertools.product(dtypes, formats.items()):
@@ -73,7 +73,7 @@ def bench_step(name: str, config: Config, dtypes: list[torch.dtype]) -> None:
         chosen = "  <- chosen" if (dtype, memory_format) == (learner.dtype, learner.memory_format) else ""
         learner.dtype, learner.memory_format = dtype, memory_format
         learner.model.to(memory_format=memory_format)
-        seconds = measure(partial(learner.step, images, images[:, :1], make_generator(0)))
+        seconds = measure(partial(learner.step, pixels, make_generator(0)))
         reference = reference or seconds
         rate = config.batch_size / seconds
         speed = f"{seconds:.3f} s, {rate:.1f} img/s, x {seconds / reference:.2f}"
@@ -93,11 +93,11 @@ def bench_images(config: Config) -> None:
     print(f"loading at {config.target_size} with masks: {len(sample) / seconds:.0f} img/s", flush=True)
     training_set, device = load_training_set(sample), find_device()
     transform = TrainTransform(Augment(**config.augmentation()), device)
-    seconds = measure(lambda: transform(training_set.images, training_set.targets, make_generator(0)))
+    seconds = measure(lambda: transform(training_set.pixels, make_generator(0)))
     print(f"augmentation: {len(training_set) / seconds:.0f} img/s", flush=True)
     model = make_network(config).to(device)
     for tta in ORIENTATIONS:
-        seconds = measure(partial(predict_probabilities, model, training_set.images, tta=tta))
+        seconds = measure(partial(predict_probabilities, model, training_set.pixels[:, :3], tta=tta))
         print(f"prediction, tta {tta}: {len(training_set) / seconds:.1f} img/s", flush=True)
 
 

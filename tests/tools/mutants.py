@@ -91,8 +91,8 @@ FAULTS = [
     (
         "threshold before the resize, in validation",
         "train",
-        "letterbox.undo(probabilities[index]) > threshold",
-        "letterbox.undo((probabilities[index] > threshold).astype(np.float32)) > 0.5",
+        "letterbox.undo(probability) > threshold",
+        "letterbox.undo((probability > threshold).astype(np.float32)) > 0.5",
     ),
     (
         "train/validation leak",
@@ -188,10 +188,10 @@ FAULTS = [
         "False",
     ),
     (
-        "the set left out of validation",
-        "train",
-        "read_mask(case.mask, case.mask_set)",
-        "read_mask(case.mask)",
+        "the set left out of training and validation",
+        "data",
+        "mask = None if case.mask is None else read_mask(case.mask, case.mask_set)",
+        "mask = None if case.mask is None else read_mask(case.mask)",
     ),
     ("the set left out of out-of-fold scores", "predict", "self.cases[index].mask_set", "None"),
     (
@@ -311,8 +311,9 @@ FAULTS = [
     (
         "Dice over the batch instead of per image",
         "train",
-        "    return np.array(list(map_threads(score, range(len(validation)))))",
-        "    return np.full(len(validation), np.mean(list(map_threads(score, range(len(validation))))))",
+        "    return np.array(list(map_threads(score, enumerate(predict_training_set(model, validation)))))",
+        "    scores = list(map_threads(score, enumerate(predict_training_set(model, validation))))\n"
+        "    return np.full(len(validation), np.mean(scores))",
     ),
     ("empty mask scored 0", "metrics", "if total else 1.0", "if total else 0.0"),
     (
@@ -424,8 +425,8 @@ FAULTS = [
     (
         "a mask of as many pixels taken for the same",
         "data",
-        "np.packbits(mask).tobytes()",
-        "bytes([mask.sum() % 256])",
+        "zlib.crc32(np.packbits(mask).tobytes(), ",
+        "zlib.crc32(bytes([mask.sum() % 256]), ",
     ),
     (
         "a mask that is only saved again refused",

@@ -1,0 +1,38 @@
+"""Memory that several processes share: files without a name, gone with the last process that has them."""
+
+import os
+import sys
+import tempfile
+from typing import BinaryIO
+
+import numpy as np
+
+
+def make_shared(shape: tuple[int, ...]) -> tuple[BinaryIO, np.ndarray]:
+    """An unnamed temporary file, and a uint8 array of that shape mapped on it.
+
+    Its pages are the system's to keep in memory or not; another process that is handed the open file maps the
+    same ones.
+
+    Raises:
+        OSError: the temporary folder has no room for it.
+    """
+    file, size = tempfile.TemporaryFile(), int(np.prod(shape))  # noqa: SIM115  the array keeps it open
+    try:
+        if (
+            sys.platform == "linux"
+        ):  # a write into a file that its disk has no room for would kill the process
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    except OSError as error:
+        raise OSError(
+            f"no room for {size / 1e9:.1f} GB in the temporary folder {tempfile.gettempdir()}: {error}; free "
+            "space there, or name another folder in the variable TMPDIR"
+        ) from error
+    return file, map_shared(file, shape)
+
+
+def map_shared(file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
+    """The array that `make_shared` made on a file."""
+    return np.memmap(file, np.uint8, "r+", shape=shape)
