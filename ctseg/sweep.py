@@ -434,9 +434,9 @@ def _time_step(config: Config, threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        images = torch.zeros(config.batch_size, 3, config.target_size, config.target_size, dtype=torch.uint8)
+        pixels = torch.zeros(config.batch_size, 4, config.target_size, config.target_size, dtype=torch.uint8)
         learner = Learner(make_network(config), config, find_device())
-        step = partial(learner.step, images, images[:, :1], make_generator(0))
+        step = partial(learner.step, pixels, make_generator(0))
         return min(timeit.repeat(step, number=1, repeat=3)[1:])
     finally:
         torch.set_num_threads(before)
