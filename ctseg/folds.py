@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -116,8 +117,16 @@ def _try_fold(train: Callable[[int], None], run_dir: Path, log: Log, fold: int) 
         with suppress(OSError):  # the disk may be full
             write_text(traceback.format_exc(), record)
         failure = error
+        _forget_frames(error)
     log.on_end(run_dir / f"fold{fold}", failed=failure is not None)
     return failure
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what the functions held that an error came through: a network, its batch, its gradients."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def queue_gpus(n: int) -> SimpleQueue:
@@ -142,25 +151,28 @@ def _train_in_process(
     command = [sys.executable, "-m", "ctseg.folds", str(run_dir), str(budget_seconds or 0), str(fold)]
     python_path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": python_path}
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="backslashreplace",
-    ) as worker:
-        for line in worker.stdout:
-            log.pass_on(line)
-            last_lines.append(line)
-    free.put(gpu)
+    try:
+        with subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
+        ) as worker:
+            for line in worker.stdout:
+                log.pass_on(line)
+                last_lines.append(line)
+    finally:
+        free.put(gpu)  # or the folds that wait for it would wait for ever
     if worker.returncode in (-signal.SIGINT, _STOPPED):
         raise KeyboardInterrupt
     if worker.returncode == os.EX_TEMPFAIL:
         raise FolderBusy(last_lines[-1].strip())
     if worker.returncode:
+        killed = ", killed, most often because memory ran out" if worker.returncode == -signal.SIGKILL else ""
         raise RuntimeError(
-            f"the process on GPU {gpu} ended with status {worker.returncode}: {''.join(last_lines)}"
+            f"the process on GPU {gpu} ended with status {worker.returncode}{killed}: {''.join(last_lines)}"
         )
 
 
@@ -285,12 +297,14 @@ def _find_trained_on(config: Config, last: Path) -> set[str]:
 
 @contextmanager
 def _explained_memory(batch_size: int) -> Iterator[None]:
-    """Turn a GPU's out-of-memory error into a MemoryError that names a fix."""
+    """Turn an out-of-memory error of PyTorch, cuDNN or cuBLAS into a MemoryError that names a fix."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not re.search(r"out of memory|ALLOC_FAILED|can't allocate memory", str(error)):
+            raise
         smaller = f"-p batch_size {batch_size // 2}" if batch_size > 1 else "a smaller target_size or encoder"
-        what = f"the GPU's memory is too small for batch_size {batch_size}"
+        what = f"the memory of the {find_device().type.upper()} is too small for batch_size {batch_size}"
         raise MemoryError(f"{what}; try {smaller} ({str(error).splitlines()[0]})") from error
 
 

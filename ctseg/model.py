@@ -12,6 +12,7 @@ from ctseg.weights import load_weights, make_pretrained
 
 _ENCODERS = ("unet", *torchvision.models.list_models(module=torchvision.models))
 STRIDES = (2, 4, 8, 16, 32)  # of the feature maps that a U-Net takes from a classification backbone
+_STEM = 32  # channels of the map at stride 2 where a backbone has none
 _GOOD_BACKBONES = (
     "take a backbone that halves images of any size step by step, such as resnet34 or convnext_tiny"
 )
@@ -51,7 +52,7 @@ class PlainEncoder(nn.ModuleList):
 class BackboneEncoder(nn.Module):
     """Feature maps at strides 2 to 32 of a classification network; the rest of it is cut off.
 
-    Where a backbone has none at stride 2 (ConvNeXt), the image itself, averaged to that size, replaces it.
+    Where a backbone has none at stride 2 (ConvNeXt), a small convolution of the image stands in.
 
     Args:
         backbone: torchvision's, or any module that `torch.fx` can trace and that halves an image (B, 3, H, W)
@@ -76,7 +77,10 @@ class BackboneEncoder(nn.Module):
                 f"{type(backbone).__name__} has feature maps at the strides {sorted(layers)}, expected "
                 f"{STRIDES}; {_GOOD_BACKBONES}"
             )
-        self.channels = [layers[stride][1] if stride in layers else 3 for stride in STRIDES]
+        self.channels = [layers[stride][1] if stride in layers else _STEM for stride in STRIDES]
+        if 2 not in layers:
+            convolution = nn.Conv2d(3, _STEM, 3, stride=2, padding=1, bias=False)
+            self.stem = nn.Sequential(convolution, nn.BatchNorm2d(_STEM), nn.ReLU(inplace=True))
         nodes = {name: str(stride) for stride, (name, _) in layers.items()}
         self.features = create_feature_extractor(backbone, nodes)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -87,7 +91,7 @@ class BackboneEncoder(nn.Module):
         images = (images - self.mean) / self.std
         features = self.features(images)
         if "2" not in features:
-            features["2"] = F.avg_pool2d(images, 2)
+            features["2"] = self.stem(images)
         return [features[str(stride)] for stride in STRIDES]
 
 

@@ -238,9 +238,10 @@ class Learner:
         return {name: getattr(self, name).state_dict() for name in names}
 
     def load_state_dict(self, states: dict) -> None:
-        """Restore the state that `state_dict` returned."""
+        """Restore the state that `state_dict` returned, here or where another precision is chosen."""
         for name, state in states.items():
-            getattr(self, name).load_state_dict(state)
+            if state or name != "scaler":  # without half precision it has none, and takes none
+                getattr(self, name).load_state_dict(state)
 
     def step(self, pixels: Tensor, generator: torch.Generator) -> Losses:
         """Take a step on a batch of images and targets, uint8 (B, 4, S, S); return the losses before it."""
@@ -473,9 +474,14 @@ def check_budget(history: Sequence[dict], *, n_epochs: int, budget_seconds: floa
 
 
 def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW whose decay leaves norms and biases (everything of one dimension) alone."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    """AdamW whose decay leaves norms and biases alone, and the factors that ConvNeXt calls layer_scale.
+
+    Those are of one dimension, but for layer_scale (C, 1, 1).
+    """
+    named = list(model.named_parameters())
+    is_decayed = {name: p.ndim > 1 and not name.endswith("layer_scale") for name, p in named}
+    decayed = [p for name, p in named if is_decayed[name]]
+    others = [p for name, p in named if not is_decayed[name]]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr, fused=True)
 

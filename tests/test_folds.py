@@ -1,6 +1,8 @@
 """Folds one after the other and side by side, and what is decided on their out-of-fold predictions."""
 
+import re
 import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -288,14 +290,59 @@ def test_start_weights_that_saw_the_validation_images_are_said_to_have(make_run,
     )
 
 
-def test_a_gpu_without_memory_is_an_error_with_a_batch_size(make_run, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_is_an_error_with_a_batch_size(make_run, monkeypatch, error):
     def fail(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+        raise error
 
     monkeypatch.setattr("ctseg.folds.train_model", fail)
-    message = "too small for batch_size 4; try -p batch_size 2 .*Tried to allocate 2.00 GiB.$"
+    first_line = re.escape(str(error).splitlines()[0])
+    message = rf"memory of the CPU is too small for batch_size 4; try -p batch_size 2 \({first_line}\)$"
     with pytest.raises(MemoryError, match=message):
         train_folds(*make_run("memory"))
+
+
+def test_another_error_is_not_taken_for_too_little_memory(make_run, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM")
+
+    monkeypatch.setattr("ctseg.folds.train_model", fail)
+    with pytest.raises(RuntimeError, match="BAD_PARAM$"):
+        train_folds(*make_run("memory"))
+
+
+def test_a_failed_fold_does_not_stay_in_memory_while_the_next_one_trains(make_run, monkeypatch):
+    networks = []
+
+    def fail(learner, *_, **__):
+        assert [reference() for reference in networks] == [None] * len(networks)
+        networks.append(weakref.ref(learner.model))
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("ctseg.folds.train_model", fail)
+    with pytest.raises(MemoryError):
+        train_folds(*make_run("memory"))
+    assert len(networks) == 2
+
+
+def test_a_gpu_whose_process_cannot_be_started_is_free_for_the_next_fold(make_run, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("cannot allocate memory")
+
+    config, run_dir = make_run("start", n_folds=3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("subprocess.Popen", fail)
+    with pytest.raises(OSError, match="cannot allocate memory"):
+        train_folds(config, run_dir)
+    assert len(list(run_dir.glob("failed_fold*.txt"))) == 3
 
 
 def test_a_budget_is_divided_by_the_rounds_of_folds(make_run, monkeypatch):

@@ -16,7 +16,7 @@ from ctseg.model import (
 )
 
 SMALL = {"width": 4, "depth": 2, "dropout": (0.3, 0.2)}
-BACKBONES = {  # name: channels at strides 2 to 32; 3 where the image takes the place of a map
+BACKBONES = {  # name: channels at strides 2 to 32; 32 where a small convolution stands in
     "resnet18": [64, 64, 128, 256, 512],
     "resnet34": [64, 64, 128, 256, 512],
     "resnet50": [64, 256, 512, 1024, 2048],
@@ -26,7 +26,7 @@ BACKBONES = {  # name: channels at strides 2 to 32; 3 where the image takes the 
     "efficientnet_b0": [16, 24, 40, 112, 1280],
     "efficientnet_b4": [24, 32, 56, 160, 1792],
     "efficientnet_v2_s": [24, 48, 64, 160, 1280],
-    "convnext_tiny": [3, 96, 192, 384, 768],
+    "convnext_tiny": [32, 96, 192, 384, 768],
     "regnet_y_400mf": [32, 48, 104, 208, 440],
     "densenet121": [64, 256, 512, 1024, 1024],
     "vgg11_bn": [128, 256, 512, 512, 512],

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import Program, load_cases
 
 from ctseg.config import Config
@@ -315,6 +316,31 @@ def test_only_weights_decay():
     }
     head = model.segmentation_head
     assert decays[id(head.weight)] == 0.01 and decays[id(head.bias)] == 0
+
+
+def test_factors_that_are_called_layer_scale_do_not_decay():
+    block = torchvision.models.convnext.CNBlock(4, layer_scale=1e-6, stochastic_depth_prob=0)
+    decayed, others = (group["params"] for group in make_optimizer(block, lr=1, weight_decay=1).param_groups)
+    assert any(p is block.layer_scale for p in others) and len(decayed) == 3
+
+
+def test_a_checkpoint_goes_to_a_machine_of_another_precision_and_back(monkeypatch):
+    """Half precision has a scaler's state, other precisions an empty one."""
+
+    def make_learner(dtype):
+        monkeypatch.setattr("ctseg.train.choose_precision", lambda device: dtype)
+        learner = Learner(make_model(width=2, depth=2), Config())
+        learner.set_schedule("constant", 10)
+        return learner
+
+    half, full = make_learner(torch.float16), make_learner(torch.float32)
+    half.scaler.scale(torch.ones(()))  # makes its state
+    states = full.state_dict()
+    assert states["scaler"] == {} != half.state_dict()["scaler"]
+    half.load_state_dict(states)
+    assert half.scaler.get_scale() == 2.0**16  # as new
+    full.load_state_dict(half.state_dict())
+    assert full.state_dict()["scaler"] == {}
 
 
 @pytest.mark.parametrize("total_steps", [1, 2, 4, 5, 9, 1000])

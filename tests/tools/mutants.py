@@ -275,7 +275,7 @@ FAULTS = [
     ("last weights used as best", "train", "if find_kept(history, learner.config.keep) is row", "if True"),
     ("best weights used as last", "train", 'if keep == "last" else max(', "if False else max("),
     ("gradients added up", "train", "        self.optimizer.zero_grad(set_to_none=True)\n", ""),
-    ("norms and biases decayed", "train", "if p.ndim > 1]", "if p.ndim > 0]"),
+    ("norms and biases decayed", "train", "p.ndim > 1 and", "p.ndim > 0 and"),
     (
         "resume without the state of the optimizer",
         "train",
