@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 # Small networks are as fast on one thread, and threads that wait for each other make a busy machine crawl.
@@ -109,6 +110,14 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     return tmp_path / "checkpoints"
+
+
+def wait(condition, message=lambda: "") -> None:
+    """Wait until a condition holds; a busy machine takes minutes for what takes seconds elsewhere."""
+    end = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < end, message()
+        time.sleep(0.1)
 
 
 def as_arguments(parameters: dict) -> list[str]:

@@ -11,12 +11,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, wait
 
 from ctseg.pairs import check_pairs
 from ctseg.phantom import write_phantom
@@ -92,7 +91,7 @@ class Lab:
             return widget?.context?.path == path && widget.context.isReady &&
                 widget.sessionContext?.session?.kernel?.status == 'idle' }""",
             arg=path,
-            timeout=60_000,
+            timeout=600_000,
         )
 
     def choose(self, menu: str, entry: str) -> None:
@@ -112,7 +111,7 @@ class Lab:
             """() => { const widget = jupyterapp.shell.currentWidget
             return widget.sessionContext.session.kernel.status == 'idle' &&
                 widget.content.widgets.every(cell => cell.prompt != '*') }""",
-            timeout=180_000,
+            timeout=600_000,
         )
 
     def type_line(self, old: str, new: str) -> None:
@@ -162,7 +161,7 @@ def start_lab(command: list[str], folder: Path, browser):
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        wait(lambda: answers(url), 60, lambda: Path(log.name).read_text())
+        wait(lambda: answers(url), lambda: Path(log.name).read_text())
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         yield Lab(page, url)
         page.close()
@@ -176,14 +175,6 @@ def answers(url: str) -> bool:
         return urllib.request.urlopen(f"{url}/api/status", timeout=5).status == 200
     except OSError:
         return False
-
-
-def wait(is_true, seconds: float, message=lambda: "") -> None:
-    """Wait until something is true."""
-    end = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < end, message()
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +227,7 @@ def test_a_parameter_is_edited_and_git_shows_that_alone(lab, clone):
 
 def stop_in_an_epoch(lab: Lab, fold_dir: Path, n_epochs: int) -> int:
     """Interrupt the kernel once a fold has so many epochs; return how many it had then."""
-    wait(lambda: len(read_history(fold_dir)) >= n_epochs, 120, lab.text)
+    wait(lambda: len(read_history(fold_dir)) >= n_epochs, lab.text)
     progress = lab.page.locator(".jp-OutputArea progress")
     assert progress.is_visible() and "epoch " in lab.text() and "best validation Dice" in lab.text()
     lab.run_command("notebook:interrupt-kernel")

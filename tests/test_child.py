@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, wait
 
 # A parent that starts a child, says its number, and waits.
 PARENT = """
@@ -31,10 +31,7 @@ def test_a_child_ends_with_its_parent():
         time.sleep(1.5)
         assert is_alive(child)
         parent.send_signal(signal.SIGKILL)
-    end = time.monotonic() + 5
-    while is_alive(child) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not is_alive(child)
+    wait(lambda: not is_alive(child))
 
 
 def test_a_child_is_the_module_with_its_arguments_and_status():

@@ -5,12 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jupytext
 import nbformat
 import pytest
-from conftest import REPOSITORY, as_arguments
+from conftest import REPOSITORY, as_arguments, wait
 from nbformat.v4 import new_code_cell, new_notebook
 
 from ctseg.files import read_json
@@ -112,12 +111,9 @@ def test_stopped_by_hand_it_says_one_line_and_goes_on(clone, phantom):
     arguments = ["-r", "run", "stopped", *parameters]
     process = start(clone, *arguments)
     history = clone / "runs" / "stopped" / "fold0" / "history.csv"
-    end = time.monotonic() + 60
-    while not history.is_file():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.1)
+    wait(lambda: history.is_file() or process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 1
     assert error == "stopped; the same command goes on after the last whole epoch\n"
 

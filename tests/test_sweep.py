@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, wait
 from PIL import Image
 
 from ctseg.cluster import ask_worker, find_place, find_versions
@@ -81,14 +80,6 @@ def list_children(workplace):
                 continue
             pids += [int(pid)] if Path(here).is_relative_to(workplace) else []
     return pids
-
-
-def wait(condition, seconds, what):
-    """Wait until a condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
 
 
 def can_lock(folder):
@@ -368,7 +359,7 @@ def test_a_kernel_that_is_killed_is_a_failed_run_that_goes_on_next_time(workplac
     grid |= {"lr": [0.001], "batch_size": 4, "epochs": 12}
     process = start(workplace, grid, "kernel")
     folder = workplace / "runs" / "kernel"
-    wait(lambda: list(folder.glob("*/fold0/last.pth")), 60, "no run began")
+    wait(lambda: list(folder.glob("*/fold0/last.pth")), lambda: "no run began")
     kernels = subprocess.check_output(["pgrep", "-f", "ipykernel_launcher"], text=True).split()
     (kernel,) = {int(pid) for pid in kernels} & set(list_children(workplace))
     os.kill(kernel, signal.SIGKILL)
@@ -393,7 +384,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_was_not(done, w
         process.kill()
         process.wait()
         kills += 1
-        wait(lambda: not list_children(workplace), 5, f"processes are left: {list_children(workplace)}")
+        wait(lambda: not list_children(workplace), lambda: f"processes are left: {list_children(workplace)}")
         for path, when in finished.items():
             assert path.stat().st_mtime_ns == when, path  # what is finished is not touched
         notebooks = list(folder.glob("*/03_train.ipynb"))
@@ -442,15 +433,15 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(workplace, grid, 
     longer = grid | {"epochs": 500, "lr": [0.001, 0.002], "batch_size": 4}
     process = start(workplace, longer, name, "--jobs", 2)
     folder = workplace / "runs" / name
-    wait(lambda: list(folder.glob("*/fold0/last.pth")), 60, "no run began")
+    wait(lambda: list(folder.glob("*/fold0/last.pth")), lambda: "no run began")
     assert list_children(workplace)
     process.send_signal(number)
     process.wait()
-    wait(lambda: not list_children(workplace), 5, f"processes are left: {list_children(workplace)}")
+    wait(lambda: not list_children(workplace), lambda: f"processes are left: {list_children(workplace)}")
     if number == signal.SIGINT:
         assert "sweep: stopped; the same command goes on" in process.stdout.read()
     assert not list(folder.glob("*/03_train.ipynb"))
-    wait(lambda: all(map(can_lock, folder.glob("*/fold0"))), 5, "somebody still writes")
+    wait(lambda: all(map(can_lock, folder.glob("*/fold0"))), lambda: "somebody still writes")
 
 
 @pytest.fixture
@@ -487,8 +478,8 @@ def wait_for_workers(address, n):
     """Wait until a cluster has n workers."""
     from distributed import Client
 
-    with Client(address, timeout=20) as client:
-        client.wait_for_workers(n, timeout=30)
+    with Client(address, timeout=600) as client:
+        client.wait_for_workers(n, timeout=600)
 
 
 def test_a_cluster_gives_the_same_table(done, cluster, workplace, grid):
@@ -526,7 +517,7 @@ def test_a_cluster_survives_or_says_why_not(cluster, workplace, grid, what):
     name, longer = f"cluster_{what}", grid | {"epochs": 60, "target_size": 64, "batch_size": 4, "width": 4}
     process = start(workplace, longer, name, "--scheduler", address)
     folder = workplace / "runs" / name
-    wait(lambda: len(list(folder.glob("*/fold0/last.pth"))) == 2, 60, "no run began")
+    wait(lambda: len(list(folder.glob("*/fold0/last.pth"))) == 2, lambda: "no run began")
     if what == "worker":
         inner = subprocess.check_output(["pgrep", "-P", str(workers[0].pid)], text=True).split()
         os.kill(int(inner[-1]), signal.SIGKILL)  # the nanny goes on, and starts another one
@@ -537,8 +528,8 @@ def test_a_cluster_survives_or_says_why_not(cluster, workplace, grid, what):
     (scheduler if what == "scheduler" else process).send_signal(number)
     if what != "scheduler":
         process.wait()
-    wait(lambda: not list_children(workplace), 8, f"processes are left: {list_children(workplace)}")
-    wait(lambda: all(map(can_lock, folder.glob("*/fold*"))), 5, "somebody still writes")
+    wait(lambda: not list_children(workplace), lambda: f"processes are left: {list_children(workplace)}")
+    wait(lambda: all(map(can_lock, folder.glob("*/fold*"))), lambda: "somebody still writes")
     printed = process.communicate()[0]
     if what == "scheduler":
         assert "sweep: the cluster's scheduler is gone; start it" in printed
