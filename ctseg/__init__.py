@@ -24,7 +24,8 @@ The flow, in the order in which an image passes; start reading at `train.train_m
     device.py       device, precision, GPU check
     losses.py       BCE and soft Dice on logits
     metrics.py      Dice of each image, intervals for the mean
-    train.py        the loop, its schedule, its checkpoint, its validation
+    schedule.py     how long training lasts, and its learning rate on the way
+    train.py        the loop, its checkpoint, its validation
     predict.py      probabilities with TTA, masks, out-of-fold predictions
     postprocess.py  candidates, choice by evidence, cross-fit
     submission.py   run-length code, CSV, checks
@@ -44,7 +45,8 @@ A run:
     fingerprint.py  what a run was trained on, kept with it
     progress.py     a bar and curves in a live notebook
     runs.py         parameters, config, the run's folder, its data set, its network
-    folds.py        train the folds, in turn or one per GPU
+    workers.py      processes side by side, a GPU or CPU cores for each
+    folds.py        train the folds, in turn or side by side
     compare.py      runs side by side, with intervals that hold together
     child.py        a program that ends when its parent does
     cluster.py      Dask workers in place of threads

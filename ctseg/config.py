@@ -54,7 +54,8 @@ class Config(Contest):
     seed: int = _number(42, 0, 2**31)
     # Length
     epochs: int | None = _number(30, 1, 100_000)
-    budget_minutes: float | None = _number(None, 0.01, 10_000)  # of training and validation, all folds
+    budget_minutes: float | None = _number(None, 0.01, 10_000)  # of all that 03 does, all folds together
+    deadline_minutes: float | None = _number(None, 0.01, 10_000)  # after the notebook's start training ends
     # Input
     target_size: int = _number(256, 32, 4096)  # pixels, side of the square that the network sees
     weight_channels_by_contrast: bool = False  # scale color channels by their share of the contrast
@@ -147,7 +148,7 @@ def list_changes(config: Config) -> dict[str, tuple[Any, Any]]:
 
 NAMES = tuple(entry.name for entry in fields(Config))
 CONTEST_FACTS = tuple(entry.name for entry in fields(Contest))
-_NOT_STORED = {"fold", "data_root", "predict_folder", "use_unfinished"}
+_NOT_STORED = {"fold", "data_root", "predict_folder", "use_unfinished", "deadline_minutes"}
 _NO_SETTINGS = {*_NOT_STORED, "run", "weights_digest", *CONTEST_FACTS}
 _OPTIONS = {entry.name: entry.metadata["options"] for entry in fields(Config) if "options" in entry.metadata}
 _TYPES = {

@@ -2,13 +2,16 @@
 
 import math
 import os
+import pickle
+import tempfile
 import threading
+import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +25,7 @@ from ctseg.contest import A0, Contest
 from ctseg.device import count_cores, send
 from ctseg.folders import IMAGE_SUFFIXES, Folders, find_folders, is_image
 from ctseg.masks import describe_mask, find_border_color, find_levels, measure_difference
-from ctseg.shared import make_shared
+from ctseg.shared import make_shared, map_shared
 from ctseg.transforms import EvalTransform, Letterbox
 
 EXIF_ORIENTATION = 0x0112
@@ -496,6 +499,7 @@ class TrainingSet:
         mask_digests: a checksum of each mask, see `digest_mask`.
         packed_masks: each mask at its own size, see `pack_mask`.
         file: see `shared.make_shared`.
+        seconds: that loading took.
     """
 
     pixels: Tensor
@@ -506,6 +510,7 @@ class TrainingSet:
     mask_digests: list[str]
     packed_masks: list[bytes]
     file: BinaryIO | None = None
+    seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -551,6 +556,19 @@ class TrainingSet:
             self.file,
         )
 
+    def describe_to_file(self) -> BinaryIO:
+        """An unnamed file of all but the pixels; see `open_training_set`."""
+        facts = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
+        # What a set of masks knows of them is used up: they are packed.
+        cases = [replace(case, mask_set=None) for case in self.cases]
+        shape, others = (
+            self.pixels.shape,
+            (self.letterboxes, self.areas, self.mask_digests, self.packed_masks),
+        )
+        pickle.dump((tuple(shape), self.rows, cases, *others), facts)
+        facts.flush()
+        return facts
+
 
 def load_training_set(dataset: SegmentationDataset) -> TrainingSet:
     """Read a data set with masks: 4 S² bytes per image, 0.28 GB for 1,087 images at 256.
@@ -559,7 +577,7 @@ def load_training_set(dataset: SegmentationDataset) -> TrainingSet:
         ValueError: all masks are empty, or all are full: there is nothing to learn.
         OSError: no room for it, see `make_shared`.
     """
-    side = dataset.transform.target_size
+    started, side = time.monotonic(), dataset.transform.target_size
     file, array = make_shared((len(dataset), 4, side, side))
     pixels = torch.from_numpy(array)
 
@@ -576,8 +594,20 @@ def load_training_set(dataset: SegmentationDataset) -> TrainingSet:
             "regions to learn; export the masks again, see 01_eda"
         )
     rows = torch.arange(len(dataset))
-    lists = list(digests), list(packed)
-    return TrainingSet(pixels, rows, dataset.cases, list(letterboxes), np.array(areas), *lists, file)
+    lists, seconds = (list(digests), list(packed)), time.monotonic() - started
+    return TrainingSet(pixels, rows, dataset.cases, list(letterboxes), np.array(areas), *lists, file, seconds)
+
+
+def open_training_set(pixels: int, facts: int) -> TrainingSet:
+    """The training set of the process that started this one, by the numbers of two files that it has open.
+
+    Its `file`, and that of `describe_to_file`, which nobody else can write; the pixels are shared, not read.
+    """
+    file = open(pixels, "r+b")  # noqa: SIM115  the training set keeps it
+    with open(facts, "rb") as described:
+        described.seek(0)
+        shape, *others = pickle.load(described)
+    return TrainingSet(torch.from_numpy(map_shared(file, shape)), *others, file)
 
 
 def pack_mask(mask: np.ndarray) -> bytes:

@@ -1,6 +1,11 @@
 """The device that computes: which one, in which precision, and whether it works."""
 
+import math
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +45,33 @@ def count_cores() -> int:
     return (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     )  # not on macOS
+
+
+@contextmanager
+def use_threads(n: int | None) -> Iterator[None]:
+    """Compute with n threads on the CPU, but not with more than it has cores; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(n, count_cores()) if n else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def find_free_memory() -> float:
+    """The bytes of memory that are free on the CPU's side, in this container if it has a limit.
+
+    Infinity where the system, not being Linux, does not tell.
+    """
+    free = [math.inf]
+    with suppress(OSError):
+        found = re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())
+        free.append(1024 * int(found[1]))
+    with suppress(OSError, ValueError):  # no limit is the word "max"
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        cached = re.search(r"^inactive_file (\d+)", Path("/sys/fs/cgroup/memory.stat").read_text(), re.M)
+        free.append(limit - used + int(cached[1]))
+    return min(free)
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:

@@ -4,39 +4,47 @@ import math
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
+import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 import torch
 
 from ctseg.config import Config
-from ctseg.data import TrainingSet, find_window, load_training_set
-from ctseg.device import find_device, keep_near
+from ctseg.data import TrainingSet, find_window, load_training_set, open_training_set
+from ctseg.device import count_cores, find_device, find_free_memory, keep_near, use_threads
 from ctseg.files import FolderBusy, lock_folder, print_anywhere, read_json, write_text
 from ctseg.fingerprint import check_still_kept, is_begun, read_folds, write_training_data
-from ctseg.live import is_live
+from ctseg.live import is_live, leave_notebook
 from ctseg.model import UNet
 from ctseg.paths import find_file, find_run_name
 from ctseg.predict import write_oof
 from ctseg.progress import Display
-from ctseg.runs import check_settings, make_config, make_dataset, make_network
+from ctseg.runs import check_settings, make_config, make_dataset, make_network, measure_step_memory
+from ctseg.schedule import Clock, find_deadline
 from ctseg.seeds import make_seed
 from ctseg.split import find_groups, read_groups, split_cases
-from ctseg.train import Learner, Log, find_fold_dirs, find_kept, read_history, slim_checkpoint, train_model
+from ctseg.train import (
+    Learner,
+    Log,
+    find_fold_dirs,
+    find_kept,
+    read_checkpoint,
+    read_history,
+    slim_checkpoint,
+    train_model,
+)
 from ctseg.weights import load_weights, read_trained_on
+from ctseg.workers import SILENCE, STOPPED, Crew, Relay, Shift, plan_shifts
 
-_STOPPED = 130  # the status of a program that Ctrl-C ended
+_BASE_BYTES = 0.7e9  # of a process with PyTorch, before it trains
+_MEMORY_SHARE = 0.7  # of the free memory that processes side by side may plan with
 _UNFINISHED = "unfinished.npz"  # out-of-fold predictions of a fold that still trains
 
 
@@ -45,10 +53,11 @@ def train_folds(
 ) -> dict[int, list[dict]]:
     """Train the folds asked for, each from where it stopped; return {fold: history} of the finished ones.
 
-    With several GPUs, each has a worker process that trains one fold at a time; otherwise folds are trained
-    one after another. A time budget covers all of them; parallel folds count once. A fold that fails is
-    reported and its traceback kept in `failed_fold<k>.txt`; the others go on without it. Pass `training_set`
-    if it is in memory already. In a live notebook a bar shows where training is.
+    Each of several GPUs has a worker process that trains one fold at a time, and so have the cores of a CPU;
+    a single GPU or core trains one fold after the other here. Of epochs, `budget_minutes` (of all that 03
+    does, loading included) and `deadline_minutes` the shortest counts. A fold that fails is reported and its
+    traceback kept in `failed_fold<k>.txt`; the others go on without it. Pass `training_set` if it is in
+    memory already. In a live notebook a bar shows where training is.
 
     Raises:
         Exception: the last fold's error, if no fold is finished.
@@ -57,29 +66,54 @@ def train_folds(
     """
     check_settings(config, run_dir)
     training_set = training_set or load_training_set(make_dataset(config, "train"))
+    started = time.monotonic() - training_set.seconds
     fold_of_case = assign_folds(config, run_dir, training_set)
     folds = list(range(config.n_folds)) if config.fold is None else [config.fold]
-    n_workers = min(len(folds), torch.cuda.device_count())
-    rounds = math.ceil(len(folds) / max(1, n_workers))
-    budget_seconds = config.budget_minutes and 60 * config.budget_minutes / rounds
+    shifts = plan_shifts(folds, n_gpus=torch.cuda.device_count(), n_useful=_count_useful_cores(config))
+    find_end = _plan_time(config, run_dir, shifts, started)
     log = (Display if is_live() else Log)([run_dir / f"fold{fold}" for fold in folds])
+    inputs, errors = (config, run_dir, training_set, fold_of_case), []
+    here = partial(train_fold, *inputs, claim=partial(_claim, *inputs), log=log)
     try:
-        if n_workers > 1:
-            gpus = queue_gpus(n_workers)
-            train = partial(_train_in_process, run_dir, gpus, budget_seconds=budget_seconds, log=log)
-            with ThreadPoolExecutor(n_workers) as pool:
-                errors = list(pool.map(partial(_try_fold, train, run_dir, log), folds))
-        else:
-            inputs = (config, run_dir, training_set, fold_of_case)
-            claim = partial(_claim, *inputs)
-            train = partial(train_fold, *inputs, budget_seconds=budget_seconds, claim=claim, log=log)
-            errors = [_try_fold(train, run_dir, log, fold) for fold in folds]
+        for shift in shifts:
+            crew = Crew(shift.places) if shift.places else None
+            train = partial(_train_in_process, config, run_dir, training_set, crew, log) if crew else here
+            attempt = partial(_try_fold, train, find_end, run_dir, log)
+            errors += crew.map(attempt, shift.folds) if crew else map(attempt, shift.folds)
     except KeyboardInterrupt:
         raise Stopped(_describe_stop(log)) from None
     log.close()
     if all(errors):
         raise errors[-1]
     return {fold: read_history(run_dir / f"fold{fold}") for fold, error in zip(folds, errors) if not error}
+
+
+def _count_useful_cores(config: Config) -> int:
+    """How many folds the CPU can train side by side: a core each, and memory for a step each."""
+    needed = _BASE_BYTES + measure_step_memory(config)
+    return max(1, min(count_cores(), int(_MEMORY_SHARE * find_free_memory() / needed)))
+
+
+def _plan_time(
+    config: Config, run_dir: Path, shifts: Sequence[Shift], started: float
+) -> Callable[[int], float]:
+    """Make a function that says when a fold, which starts now, should end; see `train_model`.
+
+    A budget goes on where a stopped run left it: what each fold has taken is in its history.
+    """
+    rounds = [(folds, shift.weight) for shift in shifts for folds in shift.split()]
+    unit = 60 * (config.budget_minutes or 1) / sum(weight for _, weight in rounds)
+    needs = []
+    for folds, weight in rounds:
+        left = [0.0]
+        for fold_dir in (run_dir / f"fold{fold}" for fold in folds):
+            spent = sum(row["seconds"] for row in read_history(fold_dir)) if config.budget_minutes else 0.0
+            left.append(0.0 if _is_finished(fold_dir) else max(weight * unit - spent, 0.01 * unit))
+        needs.append(max(left))
+    ends_at = started + sum(needs) if config.budget_minutes else math.inf
+    clock = Clock(min(ends_at, find_deadline(config.deadline_minutes)), needs)
+    numbers = {fold: number for number, (folds, _) in enumerate(rounds) for fold in folds}
+    return lambda fold: clock.find_end(numbers[fold])
 
 
 class Stopped(KeyboardInterrupt):
@@ -102,13 +136,15 @@ def _describe_stop(log: Log) -> str:
     return f"Stopped {', '.join(texts) or 'before the first epoch'}; {again} to go on"
 
 
-def _try_fold(train: Callable[[int], None], run_dir: Path, log: Log, fold: int) -> Exception | None:
+def _try_fold(
+    train: Callable[..., None], find_end: Callable[[int], float], run_dir: Path, log: Log, fold: int
+) -> Exception | None:
     """Train a fold; report and return its error, and keep the traceback in a file until the next try."""
     record = run_dir / f"failed_fold{fold}.txt"
     record.unlink(missing_ok=True)
     failure = None
     try:
-        train(fold)
+        train(fold, ends_at=find_end(fold))
     except FolderBusy as error:  # the fold itself did not fail
         log.say(f"fold {fold} is left alone: {error}")
         failure = error
@@ -129,50 +165,31 @@ def _forget_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def queue_gpus(n: int) -> SimpleQueue:
-    """The first n GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES gives them."""
-    free = SimpleQueue()
-    for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")[:n]:
-        free.put(gpu)
-    return free
-
-
 def _train_in_process(
-    run_dir: Path, free: SimpleQueue, fold: int, *, budget_seconds: float | None, log: Log
+    config: Config,
+    run_dir: Path,
+    training_set: TrainingSet,
+    crew: Crew,
+    log: Log,
+    fold: int,
+    *,
+    ends_at: float,
 ) -> None:
-    """Train a fold in a process that sees one free GPU (`python -m ctseg.folds`), and pass on its output.
-
-    Raises:
-        FolderBusy: another process trains the fold.
-        KeyboardInterrupt: the process was stopped by hand.
-        RuntimeError: the process failed; the message ends with its last lines.
-    """
-    gpu, last_lines = free.get(), deque(maxlen=20)
-    command = [sys.executable, "-m", "ctseg.folds", str(run_dir), str(budget_seconds or 0), str(fold)]
-    python_path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": python_path}
-    try:
-        with subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="backslashreplace",
-        ) as worker:
-            for line in worker.stdout:
-                log.pass_on(line)
-                last_lines.append(line)
-    finally:
-        free.put(gpu)  # or the folds that wait for it would wait for ever
-    if worker.returncode in (-signal.SIGINT, _STOPPED):
-        raise KeyboardInterrupt
-    if worker.returncode == os.EX_TEMPFAIL:
-        raise FolderBusy(last_lines[-1].strip())
-    if worker.returncode:
-        killed = ", killed, most often because memory ran out" if worker.returncode == -signal.SIGKILL else ""
-        raise RuntimeError(
-            f"the process on GPU {gpu} ended with status {worker.returncode}{killed}: {''.join(last_lines)}"
+    """Train a fold in a worker process (`python -m ctseg.folds`), and pass on its output; see `Crew.run`."""
+    fold_dir = run_dir / f"fold{fold}"
+    if _is_finished(fold_dir):
+        _leave_finished(fold_dir, config.keep, log)
+        return
+    # A run that has to end in time cannot wait for long.
+    patience = 0.25 * (ends_at - time.monotonic()) if config.deadline_minutes else math.inf
+    with training_set.describe_to_file() as facts:
+        files = [training_set.file, facts]
+        crew.run(
+            "ctseg.folds",
+            [run_dir, fold, ends_at, *(file.fileno() for file in files)],
+            files=files,
+            silence=min(SILENCE, max(30.0, patience)),
+            on_line=log.pass_on,
         )
 
 
@@ -215,7 +232,7 @@ def train_fold(
     fold_of_case: np.ndarray,
     fold: int,
     *,
-    budget_seconds: float | None = None,
+    ends_at: float = math.inf,
     claim: Callable[[], object] = lambda: None,
     log: Log | None = None,
 ) -> None:
@@ -223,15 +240,14 @@ def train_fold(
 
     Then the states in its checkpoint are removed, and all pictures but those of the first epoch and of the
     one that is kept; a fold that was finished before is tidied in the same way, and else left as it is.
-    `claim` and `log`: see `train_model`.
+    `ends_at`, `claim` and `log`: see `train_model`.
 
     Raises:
         MemoryError: the GPU's memory is too small; the message names a batch size to try.
     """
     fold_dir, log = run_dir / f"fold{fold}", log or Log()
     if _is_finished(fold_dir):
-        log.say(f"fold{fold} is finished already")
-        _tidy_fold(fold_dir, config.keep)  # a kill may have come before
+        _leave_finished(fold_dir, config.keep, log)
         return
     device = find_device()
     training_set = replace(training_set, pixels=keep_near(training_set.pixels, device))
@@ -249,14 +265,14 @@ def train_fold(
             f"fold{fold} validation is not independent: {config.weights} was trained on {len(seen)} of its "
             f"{len(validation)} images; start from other weights, or do not trust its score"
         )
-    with _explained_memory(config.batch_size):
+    with _explained_memory(config.batch_size), use_threads(_find_threads(last)):
         train_model(
             learner,
             train,
             validation,
             fold_dir,
             seed=seed,
-            budget_seconds=budget_seconds,
+            ends_at=ends_at,
             trained_on=trained_on,
             claim=claim,
             log=log,
@@ -264,6 +280,12 @@ def train_fold(
         load_weights(learner.model, fold_dir / "best_unet_model.pth")
         write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta, threshold=config.threshold)
     _tidy_fold(fold_dir, config.keep)
+
+
+def _leave_finished(fold_dir: Path, keep: str, log: Log) -> None:
+    """Say that a fold is finished, and tidy it: a kill may have come before."""
+    log.say(f"{fold_dir.name} is finished already")
+    _tidy_fold(fold_dir, keep)
 
 
 def _tidy_fold(fold_dir: Path, keep: str) -> None:
@@ -285,6 +307,11 @@ def _claim(config: Config, run_dir: Path, training_set: TrainingSet, fold_of_cas
     """Raise a ValueError if another process has meanwhile opened the run with other settings or data."""
     check_settings(config, run_dir)
     check_still_kept(run_dir, training_set, fold_of_case)
+
+
+def _find_threads(last: Path) -> int | None:
+    """With how many threads a fold began; others would round differently. None without a checkpoint."""
+    return (read_checkpoint(last) or {}).get("threads")
 
 
 def _find_trained_on(config: Config, last: Path) -> set[str]:
@@ -377,22 +404,24 @@ def load_folds(config: Config, run_dir: Path) -> list[UNet]:
     return [make_network(config, path).to(find_device()) for path in paths]
 
 
-def _work(run_dir: Path, budget_seconds: float | None, fold: int) -> None:
-    """Train a fold of the run in `run_dir`, as a worker process does."""
+def _work(run_dir: Path, fold: int, ends_at: float, pixels: int, facts: int) -> None:
+    """Train a fold of the run in `run_dir` on a training set in two open files, as a worker process does."""
     # What the run says before it has weights is what the process that starts this one has opened it with.
     config = make_config(**read_json(run_dir / "config.json") | {"run": find_run_name(run_dir)})
-    training_set = load_training_set(make_dataset(config, "train"))
+    training_set = open_training_set(pixels, facts)
     fold_of_case = assign_folds(config, run_dir, training_set)
     inputs = (config, run_dir, training_set, fold_of_case)
-    train_fold(*inputs, fold, budget_seconds=budget_seconds, claim=partial(_claim, *inputs))
+    log = Relay([run_dir / f"fold{fold}"])
+    train_fold(*inputs, fold, ends_at=ends_at, claim=partial(_claim, *inputs), log=log)
 
 
 if __name__ == "__main__":
     print_anywhere()
     try:
-        _work(Path(sys.argv[1]), float(sys.argv[2]) or None, int(sys.argv[3]))
+        leave_notebook()
+        _work(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:]))
     except FolderBusy as error:
         print(error, flush=True)
         sys.exit(os.EX_TEMPFAIL)
     except KeyboardInterrupt:
-        sys.exit(_STOPPED)
+        sys.exit(STOPPED)

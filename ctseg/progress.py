@@ -40,6 +40,8 @@ class Display(Log):
     def pass_on(self, line: str) -> None:
         """Take in a line of a fold that trains in another process."""
         with self.lock:
+            if self.note_step(line):
+                return
             if fold_dir := self.note_epoch(line):
                 self.on_epoch(fold_dir, read_history(fold_dir), self.places[fold_dir][1])
             else:

@@ -12,6 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
 from ctseg.config import CONTEST_FACTS, NAMES, Config, check_names, fill_settings
 from ctseg.contest import A0, KAGGLE_INPUT
 from ctseg.data import (
@@ -353,6 +357,26 @@ def make_new_dataset(config: Config, run_dir: Path, folder: Path) -> Segmentatio
 def _make_transform(config: Config) -> EvalTransform:
     """How the run's network sees an image."""
     return EvalTransform(config.target_size, config.weight_channels_by_contrast)
+
+
+def measure_step_memory(config: Config) -> int:
+    """Bytes that a training step needs in 32 bits: what its backward pass keeps, weights and their optimizer.
+
+    Counted on tensors without content; what the single operations need on top is not.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.device("meta"):
+        network = make_network(replace(config, weights=""))
+        images = torch.empty(config.batch_size, 3, config.target_size, config.target_size)
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            network(images)
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) + 3 * weights
 
 
 def make_network(config: Config, weights: Path | None = None) -> UNet:

@@ -47,13 +47,13 @@ from ctseg.data import find_cases
 from ctseg.device import find_device
 from ctseg.files import lock_folder, print_anywhere, read_last_line, write_text
 from ctseg.fingerprint import check_training_data, is_begun
-from ctseg.folds import queue_gpus
 from ctseg.live import leave_notebook
 from ctseg.pairs import find_tried, reset_parameters
 from ctseg.paths import find_data_root, find_repository, find_run_dir
 from ctseg.runs import check_settings, make_config, make_network
 from ctseg.seeds import make_generator
 from ctseg.train import Learner
+from ctseg.workers import find_gpus
 
 _NOTEBOOK = "03_train"
 # A Dask worker has 1 in all of them, and PyTorch listens to MKL's first.
@@ -398,7 +398,9 @@ def _open_threads(jobs: int | None) -> Iterator[tuple[Callable[..., Future], dic
     Tasks that still run when the block ends, as by Ctrl-C, are killed.
     """
     n_gpus, stop = torch.cuda.device_count(), threading.Event()
-    gpus = queue_gpus(n_gpus) if n_gpus > 1 else None
+    gpus = SimpleQueue() if n_gpus > 1 else None
+    for gpu in find_gpus(n_gpus) if gpus else ():
+        gpus.put(gpu)
     n = min(jobs or n_gpus, n_gpus) if gpus else jobs or 1
     with ThreadPoolExecutor(n) as pool:
         try:

@@ -5,8 +5,10 @@ import json
 import math
 import re
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from torch.optim.lr_scheduler import LambdaLR
 
 from ctseg.augment import Augment, TrainTransform
@@ -23,15 +26,16 @@ from ctseg.device import MEMORY_FORMAT, autocast, choose_precision
 from ctseg.files import atomic_path, lock_folder, read_csv, write_csv
 from ctseg.losses import DiceBCELoss, Losses
 from ctseg.metrics import dice_score
-from ctseg.predict import predict_training_set
+from ctseg.predict import predict_training_set, write_oof
+from ctseg.schedule import Pace, Plan, fit_steps, one_cycle
 from ctseg.seeds import make_generator, make_seed
 from ctseg.transforms import Letterbox
 from ctseg.weights import read_torch, write_torch
 
 _N_PICTURES = 4
-# The share of a time budget that steps may fill. The rest covers checkpoints, and machines that slow down
-# after the first seconds (by 4 to 7 % on two shared CPU cores).
-_BUDGETED = 0.95
+# Where a fold is that trains in another process: its epoch, of how many, and the share of it that is done.
+STEP_LINE = re.compile(r"(fold\d+) step (\d+)/(\d+) ([\d.]+)$")
+_MANY_EPOCHS = 1_000_000  # where only a time limits them
 
 
 class Log:
@@ -52,8 +56,15 @@ class Log:
 
     def pass_on(self, line: str) -> None:
         """Tell a line of a fold that trains in another process."""
-        self.note_epoch(line)
-        self.say(line.rstrip("\n"))
+        if not self.note_step(line):
+            self.note_epoch(line)
+            self.say(line.rstrip("\n"))
+
+    def note_step(self, line: str) -> bool:
+        """Take note of where a fold is, if the line tells it between two epochs; return whether it does."""
+        if found := STEP_LINE.match(line):
+            self.on_step(self.fold_dirs[found[1]], int(found[2]), int(found[3]), float(found[4]))
+        return bool(found)
 
     def note_epoch(self, line: str) -> Path | None:
         """Take note of where a fold is, if the line is one of `on_epoch`; return its folder."""
@@ -86,7 +97,7 @@ def train_model(
     fold_dir: Path,
     *,
     seed: tuple[int, ...],
-    budget_seconds: float | None = None,
+    ends_at: float = math.inf,
     trained_on: Iterable[str] = (),
     claim: Callable[[], object] = lambda: None,
     log: Log | None = None,
@@ -100,64 +111,94 @@ def train_model(
         learner: its config says epochs, batch_size, schedule, keep and threshold.
         seed: every random draw is keyed by it and by epoch and batch, so a resumed run draws as an unbroken
             one.
-        budget_seconds: of training and validation; of epochs and budget the shorter counts.
+        ends_at: the `time.monotonic()` at which the fold should be finished, out-of-fold predictions
+            included. The steps that fit are counted at the start and again after each epoch; of epochs and
+            time the shorter counts, and one step is the least.
         trained_on: the cases that the weights it starts from were trained on; they are kept with the weights.
         claim: called before the first weights are written; its error keeps them from being written.
         log: is told of each step and epoch; by default a line per epoch is printed.
 
     Raises:
-        FloatingPointError: the loss is no longer finite; the images of the batch are named, the last
-            checkpoint is intact.
+        FloatingPointError: training is no longer finite (see `check_finite`); the last checkpoint is intact.
         FolderBusy: another process trains in this folder.
         ValueError: batches of one image, from which this network cannot learn at this size.
-        TimeoutError: training took far longer than its budget; the last checkpoint is intact.
     """
     config, log = learner.config, log or Log()
     _check_single(learner, train)
     with lock_folder(fold_dir):
-        checkpoint = _read_checkpoint(fold_dir / "last.pth")
+        checkpoint = read_checkpoint(fold_dir / "last.pth")
+        steps_per_epoch = count_batches(len(train), config.batch_size)
+        limit = steps_per_epoch * (config.epochs or _MANY_EPOCHS)
+        history, plan = [], Plan(limit)
         if checkpoint:
-            total_steps, history = checkpoint["total_steps"], _rename(checkpoint["history"])
-        else:
-            total_steps, history = _count_steps(learner, train, validation, budget_seconds), []
-        learner.set_schedule(config.schedule, total_steps)
+            history = _complete(checkpoint["history"])
+            plan = Plan(checkpoint["total_steps"], *checkpoint.get("anchor", ()))
+            write_csv(history, fold_dir / "history.csv")  # a kill may have come between the two files
+        done = min(len(history) * steps_per_epoch, plan.total_steps)
+
+        def fit(pace: Pace) -> Plan:
+            left = fit_steps(ends_at - time.monotonic(), pace, steps_per_epoch)
+            return plan.change(done, min(limit, done + max(left, not done)))
+
+        pace = None
+        if ends_at < math.inf and done < plan.total_steps:
+            pace = _time_pace(learner, train, validation, max_seconds=0.05 * (ends_at - time.monotonic()))
+            plan = fit(pace)
+        learner.set_schedule(config.schedule, plan)
         if checkpoint:
             learner.load_state_dict(checkpoint.get("learner", {}))
-            write_csv(history, fold_dir / "history.csv")  # a kill may have come between the two files
+        if done < plan.total_steps:
+            n_epochs = math.ceil(plan.total_steps / steps_per_epoch)
+            if history:
+                log.say(f"{fold_dir.name} goes on after epoch {len(history)} of {n_epochs}")
+            if config.epochs and n_epochs < config.epochs:
+                log.say(f"{fold_dir.name} has time for {n_epochs} epochs instead of {config.epochs}")
 
-        steps = split_steps(total_steps, count_batches(len(train), config.batch_size))
-        if 0 < len(history) < len(steps):
-            log.say(f"{fold_dir.name} goes on after epoch {len(history)} of {len(steps)}")
-        for epoch in range(len(history), len(steps)):
-            started = time.perf_counter()
-            picture_dir = fold_dir / "val_outputs" / f"epoch_{epoch + 1}"
+        while done < plan.total_steps:
+            started = time.monotonic()
+            epoch, n_steps = len(history), min(steps_per_epoch, plan.total_steps - done)
+            n_epochs = epoch + math.ceil((plan.total_steps - done) / steps_per_epoch)
             row = {"epoch": epoch + 1}
-            on_step = partial(log.on_step, fold_dir, epoch + 1, len(steps))
+            on_step = partial(log.on_step, fold_dir, epoch + 1, n_epochs)
             on_step(0.0)
-            row |= train_one_epoch(learner, train, steps=steps[epoch], seed=(*seed, epoch), on_step=on_step)
+            row |= train_one_epoch(learner, train, steps=n_steps, seed=(*seed, epoch), on_step=on_step)
+            trained = time.monotonic() - started
+            picture_dir = fold_dir / "val_outputs" / f"epoch_{epoch + 1}"
             scores = evaluate_model(
                 learner.model, validation, threshold=config.threshold, picture_dir=picture_dir
             )
-            row |= {"val_dice": float(scores.mean()), "seconds": time.perf_counter() - started}
+            row |= {"val_dice": float(scores.mean()), "seconds": time.monotonic() - started}
             history.append(row)
+            done += n_steps
             if epoch == 0:
                 claim()
-            _write_epoch(learner, history, total_steps, fold_dir, sorted({*trained_on, *train.describe()}))
-            log.on_epoch(fold_dir, history, len(steps))
-            check_budget(history, n_epochs=len(steps), budget_seconds=budget_seconds, name=fold_dir.name)
+            if pace and done < plan.total_steps:
+                pace = pace.update(step=trained / n_steps, epoch_end=row["seconds"] - trained)
+                plan = learner.plan = fit(pace)
+            _write_epoch(learner, history, fold_dir, sorted({*trained_on, *train.describe()}))
+            log.on_epoch(fold_dir, history, n_epochs)
+            if plan.anchor == done - 1 and plan.total_steps == done and plan.position < 0.9:
+                log.say(
+                    f"{fold_dir.name} ends here, after {plan.position:.0%} of its schedule: its time is over"
+                )
     return history
 
 
-def _write_epoch(
-    learner: "Learner", history: list[dict], total_steps: int, fold_dir: Path, trained_on: list[str]
-) -> None:
+def _write_epoch(learner: "Learner", history: list[dict], fold_dir: Path, trained_on: list[str]) -> None:
     """Write the files of a fold after an epoch, each of them whole: weights to keep, checkpoint, history."""
-    row = history[-1]
+    row, plan = history[-1], learner.plan
     if find_kept(history, learner.config.keep) is row:
         kept = {"state_dict": learner.model.state_dict(), **row, "trained_on": trained_on}
         write_torch(kept, fold_dir / "best_unet_model.pth")
-    checkpoint = {"learner": learner.state_dict(), "total_steps": total_steps, "history": history}
-    write_torch(checkpoint | {"trained_on": trained_on}, fold_dir / "last.pth")
+    checkpoint = {
+        "learner": learner.state_dict(),
+        "total_steps": plan.total_steps,
+        "anchor": [plan.anchor, plan.position],
+        "threads": torch.get_num_threads(),
+        "history": history,
+        "trained_on": trained_on,
+    }
+    write_torch(checkpoint, fold_dir / "last.pth")
     write_csv(history, fold_dir / "history.csv")
 
 
@@ -167,14 +208,14 @@ def slim_checkpoint(fold_dir: Path) -> None:
     A `history.csv` that is gone is made again from it.
     """
     try:
-        checkpoint = _read_checkpoint(fold_dir / "last.pth") or {}
+        checkpoint = read_checkpoint(fold_dir / "last.pth") or {}
     except ValueError:  # damaged, and not needed any more
         return
     if "learner" in checkpoint:
         slim = {name: value for name, value in checkpoint.items() if name != "learner"}
         write_torch(slim, fold_dir / "last.pth")
     if "history" in checkpoint and not (fold_dir / "history.csv").is_file():
-        write_csv(_rename(checkpoint["history"]), fold_dir / "history.csv")
+        write_csv(_complete(checkpoint["history"]), fold_dir / "history.csv")
 
 
 def _describe_epoch(row: dict, n_epochs: int) -> str:
@@ -193,12 +234,14 @@ def read_history(fold_dir: Path) -> list[dict]:
     """Read a fold's `history.csv`, one row per epoch; none without it."""
     path = fold_dir / "history.csv"
     rows = read_csv(path) if path.is_file() else []
-    return _rename([{name: json.loads(value) for name, value in row.items()} for row in rows])
+    return _complete([{name: json.loads(value) for name, value in row.items()} for row in rows])
 
 
-def _rename(history: Sequence[dict]) -> list[dict]:
-    """A history with today's names: the soft Dice of training batches was once called dice."""
-    return [{"train_soft_dice" if name == "dice" else name: row[name] for name in row} for row in history]
+def _complete(history: Sequence[dict]) -> list[dict]:
+    """A history with today's columns: soft Dice was once called dice, and skipped steps were not counted."""
+    new = {"dice": "train_soft_dice"}
+    rows = [{new.get(name, name): value for name, value in row.items()} for row in history]
+    return [{"epoch": row["epoch"], "skipped_steps": 0} | row for row in rows]
 
 
 def find_kept(history: Sequence[dict], keep: str) -> dict:
@@ -227,9 +270,13 @@ class Learner:
         self.transform = TrainTransform(Augment(**config.augmentation()), self.device)
         self.criterion = DiceBCELoss(config.bce_weight)
 
-    def set_schedule(self, schedule: str, total_steps: int) -> None:
-        """Spread the schedule over all steps: "one_cycle" (Smith 2018), or "constant"."""
-        factors = {"one_cycle": lambda step: one_cycle(step, total_steps), "constant": lambda step: 1.0}
+    def set_schedule(self, schedule: str, plan: Plan) -> None:
+        """Spread the schedule, "one_cycle" or "constant", over all steps; `plan` may be replaced later."""
+        self.plan = plan
+        factors = {
+            "one_cycle": lambda step: one_cycle(self.plan.locate(step)),
+            "constant": lambda step: 1.0,
+        }
         self.scheduler = LambdaLR(self.optimizer, factors[schedule])
 
     def state_dict(self) -> dict:
@@ -243,21 +290,42 @@ class Learner:
             if state or name != "scaler":  # without half precision it has none, and takes none
                 getattr(self, name).load_state_dict(state)
 
-    def step(self, pixels: Tensor, generator: torch.Generator) -> Losses:
-        """Take a step on a batch of images and targets, uint8 (B, 4, S, S); return the losses before it."""
+    def step(self, pixels: Tensor, generator: torch.Generator) -> tuple[Losses, Tensor]:
+        """Take a step on a batch of images and targets, uint8 (B, 4, S, S).
+
+        Returns:
+            the losses before it, and whether half precision overflowed, so that the step was skipped (bool).
+        """
         self.model.train()
         images, targets = self.transform(pixels, generator)
-        with autocast(self.device, self.dtype):
+        with self._kept_statistics(), autocast(self.device, self.dtype):
             logits = self.model(images.contiguous(memory_format=self.memory_format))
         losses = self.criterion(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses.loss).backward()
-        if self.config.clip_norm:
+        is_skipped = torch.zeros((), dtype=torch.bool, device=self.device)
+        if self.config.clip_norm or self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            norm = clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
+            is_skipped = ~norm.isfinite() if self.scaler.is_enabled() else is_skipped
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return losses
+        return losses, is_skipped
+
+    @contextmanager
+    def _kept_statistics(self) -> Iterator[None]:
+        """In half precision, keep those running statistics that a forward pass would make infinite or NaN.
+
+        The scaler skips the step of such a pass, but it knows nothing of batch normalization.
+        """
+        statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        if not self.scaler.is_enabled() or not statistics:
+            yield
+            return
+        before = parameters_to_vector(statistics)
+        yield
+        after = parameters_to_vector(statistics)
+        vector_to_parameters(torch.where(after.isfinite(), after, before), statistics)
 
 
 def train_one_epoch(
@@ -279,15 +347,18 @@ def train_one_epoch(
     each = []
     for batch, indices in enumerate(batches):
         lr = learner.scheduler.get_last_lr()[0]
-        losses = learner.step(train.get_batch(indices, learner.device), make_generator(*seed, 2, batch))
+        pixels = train.get_batch(indices, learner.device)
+        losses, is_skipped = learner.step(pixels, make_generator(*seed, 2, batch))
         learner.scheduler.step()
-        each.append(torch.stack(losses).detach())
+        each.append(torch.stack([*losses, is_skipped]).detach())
         on_step((batch + 1) / len(batches))
-    losses = torch.stack(each).cpu()  # (steps, 3); fetched once per epoch, since every fetch holds a GPU up
+    each = torch.stack(each).cpu()  # (steps, 4); fetched once per epoch, since every fetch holds a GPU up
+    losses, is_skipped = each[:, :3], each[:, 3].bool()
     ids = [[train.cases[index].image_id for index in indices] for indices in batches]
-    check_finite(learner.model, losses[:, 0], ids)
-    loss, bce, dice_loss = losses.mean(dim=0).tolist()
-    return {"train_soft_dice": 1 - dice_loss, "bce": bce, "loss": loss, "lr": lr}
+    check_finite(learner, losses[:, 0], is_skipped, ids)
+    loss, bce, dice_loss = losses[losses.isfinite().all(dim=1)].mean(dim=0).tolist()
+    means = {"train_soft_dice": 1 - dice_loss, "bce": bce, "loss": loss}
+    return {"skipped_steps": int(is_skipped.sum()), **means, "lr": lr}
 
 
 def split_batches(indices: Tensor, batch_size: int) -> list[Tensor]:
@@ -329,18 +400,25 @@ def _check_single(learner: Learner, train: TrainingSet) -> None:
         ) from error
 
 
-def check_finite(model: nn.Module, losses: Tensor, ids: list[list[str]]) -> None:
-    """Check that each step's loss (N,) and the weights are finite.
+def check_finite(learner: Learner, losses: Tensor, is_skipped: Tensor, ids: list[list[str]]) -> None:
+    """Check that each step's loss (N,), unless the step was skipped (N,), and the weights are finite.
+
+    Half precision skips a few steps until its scale fits. Not so where no loss of an epoch was finite, or
+    where the scale is below 1: it cannot compute with these weights at all.
 
     Raises:
         FloatingPointError: they are not; the images of the first bad batch are named.
     """
-    bad = (~losses.isfinite()).nonzero().flatten().tolist()
-    if not bad and not all(values.isfinite().all() for values in model.state_dict().values()):
+    is_finite, how = losses.isfinite(), ""
+    bad = (~is_finite & ~is_skipped).nonzero().flatten().tolist()
+    if not bad and not all(values.isfinite().all() for values in learner.model.state_dict().values()):
         bad = [len(losses) - 1]  # the last step's gradient, which no loss has shown yet
+    if not bad and (not is_finite.any() or learner.scaler.get_scale() < 1):
+        bad = is_skipped.nonzero().flatten().tolist()
+        how = f" in half precision, which overflowed in {len(bad)} of {len(losses)} steps,"
     if bad:
         raise FloatingPointError(
-            f"training is no longer finite, with a loss of {losses[bad[0]]:g} in the batch of "
+            f"training is no longer finite{how} with a loss of {losses[bad[0]]:g} in the batch of "
             f"{', '.join(ids[bad[0]])}; the last checkpoint is intact; look at these images, lower lr or "
             "set clip_norm"
         )
@@ -380,97 +458,38 @@ def _write_picture(
         Image.fromarray(np.hstack(panels)).save(partial)
 
 
-def _count_steps(
-    learner: Learner, train: TrainingSet, validation: TrainingSet, budget_seconds: float | None
-) -> int:
-    """The number of steps of a run: its epochs', or as many as fit into the budget, or the smaller number."""
-    per_epoch, lengths = len(train) / learner.config.batch_size, []
-    if learner.config.epochs:
-        lengths.append(learner.config.epochs * count_batches(len(train), learner.config.batch_size))
-    if budget_seconds:
-        started = time.perf_counter()
-        max_seconds = 0.05 * budget_seconds
-        step_seconds, validation_seconds = _time_pace(learner, train, validation, max_seconds=max_seconds)
-        steps = fit_steps(
-            budget_seconds,
-            spent=time.perf_counter() - started,
-            step_seconds=step_seconds,
-            validation_seconds=validation_seconds,
-            steps_per_epoch=per_epoch,
-        )
-        lengths.append(steps)
-    return min(lengths)
+def _time_pace(learner: Learner, train: TrainingSet, validation: TrainingSet, *, max_seconds: float) -> Pace:
+    """Time a few steps, validations and out-of-fold predictions on a copy that is thrown away.
 
-
-def _time_pace(
-    learner: Learner, train: TrainingSet, validation: TrainingSet, *, max_seconds: float
-) -> tuple[float, float]:
-    """Time a few steps and validations on a copy that is thrown away; return the seconds of each.
-
-    Steps are timed for about `max_seconds`; the validation of up to 32 cases is scaled to all of them.
+    Steps are timed for about `max_seconds`; up to 32 and 8 cases, whose sizes differ as those of all do,
+    stand for all of them.
     """
-    trial, batch_size = copy.deepcopy(learner), learner.config.batch_size
-    sample = validation.select(range(min(len(validation), 32)))
+    trial, config = copy.deepcopy(learner), learner.config
 
     def time_step(batch: int) -> float:
-        started = time.perf_counter()
-        indices = torch.arange(batch * batch_size, (batch + 1) * batch_size) % len(train)
-        trial.step(train.get_batch(indices, trial.device), make_generator(batch)).loss.item()
-        return time.perf_counter() - started
+        started = time.monotonic()
+        indices = torch.arange(batch * config.batch_size, (batch + 1) * config.batch_size) % len(train)
+        losses, _ = trial.step(train.get_batch(indices, trial.device), make_generator(batch))
+        losses.loss.item()
+        return time.monotonic() - started
 
-    def time_validation() -> float:
-        started = time.perf_counter()
-        evaluate_model(trial.model, sample)
-        return (time.perf_counter() - started) * len(validation) / len(sample)
+    def time_cases(n: int, predict: Callable[[TrainingSet], object]) -> float:
+        started, n = time.monotonic(), min(n, len(validation))
+        predict(validation.select(np.linspace(0, len(validation) - 1, n).round().astype(int)))
+        return (time.monotonic() - started) * len(validation) / n
+
+    def predict_oof(sample: TrainingSet) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            write_oof(Path(scratch) / "oof.npz", trial.model, sample, tta=config.tta)
 
     times = []
     while len(times) < 4 or (len(times) < 50 and sum(times) < max_seconds):
         times.append(time_step(len(times)))
-    # The first steps are slower: memory is laid out, kernels are chosen.
-    return statistics.mean(times[len(times) // 2 :]), min(time_validation() for _ in range(2))
-
-
-def fit_steps(
-    budget_seconds: float,
-    *,
-    spent: float,
-    step_seconds: float,
-    validation_seconds: float,
-    steps_per_epoch: float,
-) -> int:
-    """How many steps, with a validation after each epoch, fit into a budget of which `spent` is used.
-
-    At least one. A last, unfinished epoch has a whole validation; 5 % of the budget stay free.
-
-    >>> # (0.95 * 100 - 15 - 1) / (1 + 1 / 3)
-    >>> fit_steps(100, spent=15, step_seconds=1, validation_seconds=1, steps_per_epoch=3)
-    59
-    """
-    left = _BUDGETED * budget_seconds - spent - validation_seconds
-    return max(1, int(left / (step_seconds + validation_seconds / steps_per_epoch)))
-
-
-def split_steps(total_steps: int, steps_per_epoch: int) -> list[int]:
-    """The steps of each epoch; the last one may be shorter.
-
-    >>> split_steps(7, 3)
-    [3, 3, 1]
-    """
-    return [min(steps_per_epoch, total_steps - done) for done in range(0, total_steps, steps_per_epoch)]
-
-
-def check_budget(history: Sequence[dict], *, n_epochs: int, budget_seconds: float | None, name: str) -> None:
-    """Check that an unfinished training has not taken more than 1.5 times its budget plus a minute.
-
-    Raises:
-        TimeoutError: it has.
-    """
-    spent = sum(row["seconds"] for row in history)
-    if budget_seconds and spent > 1.5 * budget_seconds + 60 and len(history) < n_epochs:
-        raise TimeoutError(
-            f"{name}: {spent:.0f} s spent of a budget of {budget_seconds:.0f} s, epoch {len(history)} of "
-            f"{n_epochs}; raise budget_minutes, or give this machine less to do at a time"
-        )
+    return Pace(
+        step=statistics.mean(times[len(times) // 2 :]),  # the first are slower: memory, choice of kernels
+        epoch_end=min(time_cases(32, partial(evaluate_model, trial.model)) for _ in range(2)),
+        end=time_cases(8, predict_oof),
+    )
 
 
 def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -486,15 +505,6 @@ def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch
     return torch.optim.AdamW(groups, lr=lr, fused=True)
 
 
-def one_cycle(step: int, total_steps: int) -> float:
-    """The share of the largest lr at a step: a straight rise over the first fifth, then half a cosine to 0.
-
-    PyTorch's OneCycleLR rises and falls by one kind of curve, and raises an error at a step after the last.
-    """
-    done, rise = (step + 1) / (total_steps + 1), 0.2
-    return done / rise if done < rise else 0.5 + 0.5 * math.cos(math.pi * (done - rise) / (1 - rise))
-
-
-def _read_checkpoint(path: Path) -> dict | None:
+def read_checkpoint(path: Path) -> dict | None:
     """Read `last.pth`; None where there is none yet."""
     return read_torch(path, fix="delete it to train this fold from its start") if path.is_file() else None

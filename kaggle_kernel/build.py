@@ -30,7 +30,7 @@ from ctseg.pairs import KERNELSPEC, find_notebooks, find_tried, reset_parameters
 REPOSITORY = Path(__file__).resolve().parent.parent
 _UNPACKED = "/tmp/ctseg_kernel"  # below /kaggle/working it would become output
 _MAX_BYTES = 900_000  # of the JSON text that is sent; Kaggle's limit is 1,000,000
-_DEFAULTS = {"preset": "strong"}
+_DEFAULTS = {"preset": "strong", "deadline_minutes": 600}  # of the 720 that Kaggle gives
 _SECRETS = (
     r"KGAT_\w{16,}",  # Kaggle's API token
     r"[\"']key[\"']\s*:\s*[\"']\w{16,}",  # of kaggle.json
@@ -42,7 +42,7 @@ _SECRETS = (
 _SUBMISSION = """# The submission
 
 Next to `runs/`, and valid; the masks and other files that nobody downloads are removed."""
-_NOT_SENT = {"compare.py", "child.py", "cluster.py", "sweep.py", "pairs.py", "execute.py"}
+_NOT_SENT = {"compare.py", "cluster.py", "sweep.py", "pairs.py", "execute.py"}
 _ATTACH = """from kaggle_kernel.session import attach_run, tidy_run
 
 if attach_run(run, weights):

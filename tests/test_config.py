@@ -188,7 +188,7 @@ def test_what_decides_the_result_is_told_from_places_and_the_contests_facts():
     assert config.settings()["weights"] == "d"
     for name, value in {"weights_digest": "e", "weights": "", "lr": 0.5, "group": "a"}.items():
         assert replace(config, **{name: value}).settings() != config.settings()
-    here = {"fold", "data_root", "predict_folder", "use_unfinished"}
+    here = {"fold", "data_root", "predict_folder", "use_unfinished", "deadline_minutes"}
     assert here == {*vars(config)} - config.stored().keys()
 
 

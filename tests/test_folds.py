@@ -1,18 +1,33 @@
 """Folds one after the other and side by side, and what is decided on their out-of-fold predictions."""
 
+import math
+import os
 import re
 import shutil
+import signal
+import threading
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import wait
 
 from ctseg.contest import A0
 from ctseg.data import find_cases, load_training_set
-from ctseg.files import FolderBusy, lock_folder, write_text
-from ctseg.folds import Stopped, assign_folds, find_folds, find_oof, load_folds, train_folds
+from ctseg.files import FolderBusy, lock_folder, write_csv, write_text
+from ctseg.folds import (
+    Stopped,
+    _count_useful_cores,
+    assign_folds,
+    find_folds,
+    find_oof,
+    load_folds,
+    train_fold,
+    train_folds,
+)
 from ctseg.metrics import dice_score
 from ctseg.phantom import write_phantom
 from ctseg.postprocess import PostProcess, make_mask
@@ -21,6 +36,8 @@ from ctseg.report import write_summary
 from ctseg.runs import make_config, make_dataset, open_run
 from ctseg.split import split_cases
 from ctseg.train import evaluate_model
+from ctseg.weights import write_torch
+from ctseg.workers import Crew
 
 SETTINGS = {
     "preset": "quick",
@@ -345,19 +362,127 @@ def test_a_gpu_whose_process_cannot_be_started_is_free_for_the_next_fold(make_ru
     assert len(list(run_dir.glob("failed_fold*.txt"))) == 3
 
 
-def test_a_budget_is_divided_by_the_rounds_of_folds(make_run, monkeypatch):
-    config, run_dir = make_run("budget", n_folds=3, budget_minutes=6.0)
-    given = []
-    monkeypatch.setattr("ctseg.folds.read_history", lambda fold_dir: [])
-    for name in ("train_fold", "_train_in_process"):
-        monkeypatch.setattr(
-            f"ctseg.folds.{name}", lambda *_, budget_seconds, **__: given.append(budget_seconds)
+@pytest.fixture
+def given(monkeypatch):
+    """The seconds that each fold is given, by a clock that stands still while nothing trains."""
+    clock, given = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now), []
+    monkeypatch.setattr("ctseg.folds.time", clock)
+    monkeypatch.setattr("ctseg.schedule.time", clock)
+    monkeypatch.setattr("ctseg.schedule._STARTED", 900.0)
+
+    def train(*_, ends_at, **__):
+        given.append(ends_at - clock.now)
+        clock.now = min(ends_at, 1e9)
+
+    monkeypatch.setattr("ctseg.folds.train_fold", train)
+    monkeypatch.setattr(
+        "ctseg.folds._train_in_process",
+        lambda *inputs, ends_at: given.append((inputs[-1], ends_at - clock.now)),
+    )
+    return given
+
+
+def load_in(seconds, config):
+    """The training set, as if loading it had taken so long."""
+    return replace(load_training_set(make_dataset(config, "train")), seconds=seconds)
+
+
+def test_a_budget_is_divided_by_the_rounds_of_folds_and_loading_counts(make_run, given, two_gpus):
+    config, run_dir = make_run("budget", n_folds=3, epochs=None, budget_minutes=6.1)
+    train_folds(config, run_dir, load_in(6.0, config))
+    assert given == pytest.approx(3 * [120])
+    given.clear()
+    two_gpus()
+    train_folds(config, run_dir, load_in(6.0, config))
+    seconds = dict(given)  # two rounds, of which the first took no time
+    assert seconds == pytest.approx({0: 180, 1: 180, 2: 360})
+
+
+def test_a_budget_goes_on_where_a_stopped_run_left_it(make_run, given):
+    config, run_dir = make_run("budget", n_folds=3, epochs=None, budget_minutes=6.0)
+    assign_folds(config, run_dir, load_in(0.0, config))
+    for fold, seconds in ((0, 130), (1, 50)):
+        write_csv([{"epoch": 1, "seconds": seconds}], run_dir / f"fold{fold}" / "history.csv")
+    write_text("", run_dir / "fold0" / "oof.npz")
+    train_folds(config, run_dir, load_in(0.0, config))
+    assert given == pytest.approx([0, 70, 120])  # the first is finished
+
+
+def test_a_deadline_counts_from_the_start_of_the_notebook_and_the_shorter_counts(make_run, given):
+    config, run_dir = make_run("deadline", n_folds=2, epochs=3)
+    train_folds(replace(config, deadline_minutes=5.0), run_dir, load_in(10.0, config))
+    assert given == pytest.approx([100, 100])  # it has started 100 seconds before
+    given.clear()
+    train_folds(config, run_dir, load_in(10.0, config))
+    assert given == [math.inf, math.inf]
+
+
+def test_on_two_cores_two_folds_train_side_by_side_and_the_last_one_has_both(make_run, monkeypatch, capfd):
+    alone, run_dir = make_run("alone", n_folds=3)
+    train_folds(alone, run_dir)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    config, side_by_side = make_run("side_by_side", n_folds=3)
+    assert train_folds(config, side_by_side).keys() == {0, 1, 2}
+    threads = []
+    for fold in range(3):
+        kept, expected = (
+            torch.load(path / f"fold{fold}" / "best_unet_model.pth", weights_only=True)["state_dict"]
+            for path in (side_by_side, run_dir)
         )
-    train_folds(config, run_dir)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    train_folds(config, run_dir)
-    # Three rounds of one fold, then two rounds of up to two side by side.
-    assert given == [120, 120, 120, 180, 180, 180]
+        last = torch.load(side_by_side / f"fold{fold}" / "last.pth", weights_only=True)
+        threads.append(last["threads"])
+        if last["threads"] == torch.get_num_threads():
+            assert all(torch.equal(values, expected[name]) for name, values in kept.items())
+    assert threads == [1, 1, 2]
+    printed = capfd.readouterr().out
+    assert printed.count(" epoch 1/1 ") == 6 and " step " not in printed
+
+
+def test_a_fold_goes_on_with_the_threads_that_it_began_with(make_run, monkeypatch):
+    used = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr("ctseg.folds.train_model", lambda *_, **__: used.append(torch.get_num_threads()))
+    monkeypatch.setattr("ctseg.folds.load_weights", lambda *_: None)
+    config, run_dir = make_run("threads", n_folds=1)
+    inputs = split(config, run_dir)
+    for kept in ({"threads": 2}, {"threads": 5}, {}):
+        write_torch(kept | {"trained_on": []}, run_dir / "fold0" / "last.pth")
+        train_fold(config, run_dir, *inputs, 0)
+        (run_dir / "fold0" / "oof.npz").unlink()
+    assert used == [2, 3, torch.get_num_threads()]  # no more than there are cores
+
+
+def split(config, run_dir):
+    training_set = load_training_set(make_dataset(config, "train"))
+    return training_set, assign_folds(config, run_dir, training_set)
+
+
+@pytest.mark.parametrize(("free", "n"), [(1e12, 4), (3.5e9, 2), (1e9, 1), (0.0, 1)])
+def test_no_more_folds_train_side_by_side_than_the_memory_holds(make_run, monkeypatch, free, n):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setattr("ctseg.folds.find_free_memory", lambda: free)
+    monkeypatch.setattr("ctseg.folds.measure_step_memory", lambda config: 0.5e9)
+    assert _count_useful_cores(make_run("memory")[0]) == n
+
+
+def test_ctrl_c_stops_the_folds_in_other_processes_too(make_run, two_gpus, monkeypatch):
+    config, run_dir = make_run("stopped", epochs=100_000)
+    two_gpus()
+    crews = []
+    monkeypatch.setattr("ctseg.folds.Crew", lambda places: crews.append(Crew(places)) or crews[-1])
+
+    def interrupt():
+        wait(lambda: all((run_dir / f"fold{fold}" / "history.csv").is_file() for fold in (0, 1)))
+        os.kill(os.getpid(), signal.SIGINT)  # this process alone, as Jupyter may
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Stopped, match="epochs? 1 .*(is|are) kept; run the same again to go on"):
+        train_folds(config, run_dir)
+    thread.join()
+    assert crews[0].running == set()
+    with lock_folder(run_dir / "fold0"), lock_folder(run_dir / "fold1"):
+        pass
 
 
 @pytest.fixture

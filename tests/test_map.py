@@ -34,8 +34,9 @@ IMPORTS = {
     "device": set(),
     "losses": set(),
     "metrics": set(),
-    "train": {"augment", "config", "data", "device", "files", "losses", "metrics", "predict", "seeds"}
-    | {"transforms", "weights"},
+    "schedule": set(),
+    "train": {"augment", "config", "data", "device", "files", "losses", "metrics", "predict", "schedule"}
+    | {"seeds", "transforms", "weights"},
     "predict": {"contest", "data", "device", "files", "metrics", "postprocess", "transforms"},
     "postprocess": {"files", "metrics", "transforms"},
     "submission": {"contest", "data", "files"},
@@ -51,8 +52,9 @@ IMPORTS = {
     "progress": {"plots", "train"},
     "runs": {"config", "contest", "data", "files", "fingerprint", "folders", "model", "paths"}
     | {"live", "transforms", "weights"},
+    "workers": {"device", "files", "train"},
     "folds": {"config", "data", "device", "files", "fingerprint", "live", "model", "paths", "predict"}
-    | {"progress", "runs", "seeds", "split", "train", "weights"},
+    | {"progress", "runs", "schedule", "seeds", "split", "train", "weights", "workers"},
     "compare": {"data", "files", "fingerprint", "folds", "page", "paths", "plots", "postprocess"}
     | {"predict", "runs", "train"},
     "child": set(),
@@ -60,7 +62,7 @@ IMPORTS = {
     "pairs": {"config", "files"},
     "execute": {"arguments", "files", "live", "pairs", "paths", "runs"},
     "sweep": {"arguments", "cluster", "compare", "config", "contest", "data", "device", "files"}
-    | {"fingerprint", "folds", "live", "pairs", "paths", "runs", "seeds", "train"},
+    | {"fingerprint", "live", "pairs", "paths", "runs", "seeds", "train", "workers"},
 }
 KERNEL_IMPORTS = {
     "build": {"arguments", "config", "contest", "files", "model", "pairs"},

@@ -1,9 +1,11 @@
 """The training loop, its schedule, its checkpoint, its budget, its validation."""
 
 import itertools
+import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -18,23 +20,23 @@ from ctseg.config import Config
 from ctseg.data import read_mask
 from ctseg.explore import round_trip_dice
 from ctseg.files import lock_folder, read_csv, write_csv
+from ctseg.losses import Losses
 from ctseg.model import load_weights, make_model
-from ctseg.predict import predict_training_set
+from ctseg.predict import predict_training_set, write_oof
+from ctseg.schedule import Pace, Plan, one_cycle
+from ctseg.seeds import make_generator
 from ctseg.train import (
     Learner,
     _time_pace,
-    check_budget,
     check_finite,
     count_batches,
     evaluate_model,
     find_kept,
-    fit_steps,
     make_optimizer,
-    one_cycle,
     read_history,
     split_batches,
-    split_steps,
     train_model,
+    train_one_epoch,
 )
 from ctseg.weights import write_torch
 
@@ -59,17 +61,17 @@ def make_learner(config, width=4):
     return Learner(make_model(width=width, depth=2, dropout=(0.3, 0.2)), config)
 
 
-def train(training_set, fold_dir, *, seed=(7, 0), budget_seconds=None, width=4, lr=None, **changes):
+def train(training_set, fold_dir, *, seed=(7, 0), ends_at=math.inf, width=4, lr=None, log=None, **changes):
     """Train a small network on 12 images, validate on 5 others; return it with its history.
 
     `lr` may be one that `Config` would refuse.
     """
-    config = Config(**SETTINGS | changes, budget_minutes=budget_seconds and budget_seconds / 60)
+    config = Config(**SETTINGS | {"budget_minutes": 1.0} | changes)  # without epochs there has to be one
     learner = make_learner(config, width)
     for group in learner.optimizer.param_groups if lr else ():
         group["lr"] = lr
     train, validation = training_set.select(range(12)), training_set.select(range(12, 17))
-    history = train_model(learner, train, validation, fold_dir, seed=seed, budget_seconds=budget_seconds)
+    history = train_model(learner, train, validation, fold_dir, seed=seed, ends_at=ends_at, log=log)
     return learner.model, history
 
 
@@ -106,7 +108,8 @@ def test_a_network_overfits_one_batch(training_set, tmp_path):
 
 def test_each_epoch_writes_a_row_pictures_and_the_best_weights(training_set, tmp_path):
     _, history = train(training_set, tmp_path)
-    assert list(history[0]) == ["epoch", "train_soft_dice", "bce", "loss", "lr", "val_dice", "seconds"]
+    columns = ["epoch", "skipped_steps", "train_soft_dice", "bce", "loss", "lr", "val_dice", "seconds"]
+    assert list(history[0]) == columns
     rows = read_csv(tmp_path / "history.csv")
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     assert [float(row["val_dice"]) for row in rows] == [row["val_dice"] for row in history]
@@ -121,11 +124,15 @@ def test_each_epoch_writes_a_row_pictures_and_the_best_weights(training_set, tmp
 
 
 def test_a_run_of_an_earlier_version_goes_on(training_set, tmp_path):
-    """Its histories call soft Dice of training batches dice."""
+    """Its histories call soft Dice dice, and its checkpoints know no plan that changes."""
     _, history = train(training_set, tmp_path)
     old = [{"dice" if name == "train_soft_dice" else name: row[name] for name in row} for row in history[:2]]
+    for row in old:
+        del row["skipped_steps"]
     path = tmp_path / "last.pth"
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = read_last(tmp_path)
+    for name in ("anchor", "threads"):
+        del checkpoint[name]
     write_torch(checkpoint | {"history": old}, path)
     write_csv(old, tmp_path / "history.csv")
     assert read_history(tmp_path) == history[:2]
@@ -197,114 +204,131 @@ def test_a_finished_run_returns_its_history_at_once(training_set, tmp_path):
     assert (tmp_path / "last.pth").stat().st_mtime_ns == before
 
 
-def test_a_budget_gives_a_number_of_steps_for_the_schedule(training_set, tmp_path, monkeypatch):
-    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-
-    def take_15_seconds(*_, **__):
-        clock.now += 15
-        return 1.0, 1.0  # of a step, of a validation
-
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands at 0, and that a test sets: training takes no time by it, nor does its timing."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     monkeypatch.setattr("ctseg.train.time", clock)
-    monkeypatch.setattr("ctseg.train._time_pace", take_15_seconds)
-    _, history = train(training_set, tmp_path, epochs=None, budget_seconds=27.0)
-    # (0.95 * 27 - 15 - 1) / (1 + 1 / 3) = 7.2, in 3 + 3 + 1 steps of 4 of the 12 images
+    monkeypatch.setattr("ctseg.train._time_pace", lambda *_, **__: Pace(step=1.0, epoch_end=1.0, end=2.0))
+    return clock
+
+
+def let_epochs_take(seconds, clock, monkeypatch):
+    """Let the steps of each epoch take so many seconds by the clock, and its validation one more."""
+    left = iter(seconds)
+
+    def train_slowly(*arguments, **options):
+        clock.now += next(left)
+        return train_one_epoch(*arguments, **options)
+
+    def evaluate_slowly(*arguments, **options):
+        clock.now += 1
+        return evaluate_model(*arguments, **options)
+
+    monkeypatch.setattr("ctseg.train.train_one_epoch", train_slowly)
+    monkeypatch.setattr("ctseg.train.evaluate_model", evaluate_slowly)
+
+
+def test_a_budget_gives_a_number_of_steps_for_the_schedule(training_set, tmp_path, clock, monkeypatch):
+    let_epochs_take([3, 3, 1], clock, monkeypatch)
+    clock.now = 15.0
+    _, history = train(training_set, tmp_path, epochs=None, ends_at=27.5)
+    # Of 12.5 s 2 are for the end; two epochs of 3 + 1 s, one of 1 + 1 s.
     assert len(history) == 3 and read_last(tmp_path)["total_steps"] == 7
     assert history[-1]["lr"] < 0.1 * SETTINGS["lr"]
-    # Now 1000 steps and more would fit; but they are fitted once, and kept on resume.
-    monkeypatch.setattr("ctseg.train._time_pace", lambda *_, **__: (0.01, 0.01))
-    assert train(training_set, tmp_path, epochs=None, budget_seconds=27.0)[1] == history
+    # A finished training stays as it is, though there is time for more.
+    assert train(training_set, tmp_path, epochs=None, ends_at=1000.0)[1] == history
 
 
-def make_ticking_clock(seconds):
-    """A clock of which each look takes `seconds`."""
-    ticks = itertools.count()
-    return SimpleNamespace(perf_counter=lambda: seconds * next(ticks))
+def test_a_slow_epoch_shortens_the_schedule_and_a_fast_one_lengthens_it(
+    training_set, tmp_path, clock, monkeypatch
+):
+    let_epochs_take([7, 5.5, 5.5], clock, monkeypatch)
+    _, history = train(training_set, tmp_path / "slow", epochs=None, ends_at=23.5)
+    # Planned are 5 epochs of 3 steps. After the first a step is thought to take the mean of 1 and 7/3 s, and
+    # of the 15.5 s that are left there are 2 for the end, and enough for 2 epochs of 6 s.
+    changed = Plan(15).change(3, 9)
+    shares = [Plan(15).locate(2), changed.locate(5), changed.locate(8)]
+    assert [row["lr"] for row in history] == pytest.approx([SETTINGS["lr"] * one_cycle(x) for x in shares])
+    assert history[2]["lr"] < 0.2 * SETTINGS["lr"]
+
+    clock.now = 0.0
+    let_epochs_take(itertools.repeat(0.6), clock, monkeypatch)
+    _, history = train(training_set, tmp_path / "fast", epochs=None, ends_at=22.5)
+    assert len(history) > 10 and 19 < clock.now <= 21  # 5 epochs were planned; 2 s are for the end
+    assert history[-1]["lr"] < 0.2 * SETTINGS["lr"]
 
 
-def test_a_run_far_over_its_budget_stops_with_its_checkpoint(training_set, tmp_path, monkeypatch):
-    monkeypatch.setattr("ctseg.train.time", make_ticking_clock(50.0))  # so an epoch takes 50 s
-    monkeypatch.setattr("ctseg.train._time_pace", lambda *_, **__: (1.0, 1.0))
-    monkeypatch.setattr("ctseg.train.fit_steps", lambda *_, **__: 9)
-    message = "100 s spent of a budget of 10 s, epoch 2 of 3; raise budget_minutes"
-    with pytest.raises(TimeoutError, match=message):
-        train(training_set, tmp_path, epochs=None, budget_seconds=10.0)
-    assert len(read_last(tmp_path)["history"]) == 2
+def test_where_the_time_is_over_the_epochs_that_are_there_are_kept(
+    training_set, tmp_path, clock, monkeypatch, capsys
+):
+    let_epochs_take([500, 1], clock, monkeypatch)
+    _, history = train(training_set, tmp_path, ends_at=100.0)
+    assert len(history) == 1 and read_kept(tmp_path)["epoch"] == 1
+    line = f"{tmp_path.name} ends here, after 30% of its schedule: its time is over"
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    clock.now = 0.0
+    assert train(training_set, tmp_path, ends_at=100.0)[1] == history
+
+
+def test_too_little_time_from_the_start_is_said_and_used(training_set, tmp_path, clock, monkeypatch, capsys):
+    let_epochs_take([1, 1], clock, monkeypatch)
+    _, history = train(training_set, tmp_path / "fold0", ends_at=-10.0)
+    assert len(history) == 1 and read_last(tmp_path / "fold0")["total_steps"] == 1  # one step, not one epoch
+    assert capsys.readouterr().out.startswith("fold0 has time for 1 epochs instead of 3\n")
+
+
+def test_a_resumed_training_uses_the_time_it_is_given(training_set, tmp_path, clock, monkeypatch):
+    let_epochs_take([3, math.nan], clock, monkeypatch)
+    evaluate, calls = evaluate_model, []
+
+    def stop_at_the_second(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr("ctseg.train.evaluate_model", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        train(training_set, tmp_path, epochs=None, ends_at=100.0)
+    kept = read_last(tmp_path)
+    clock.now = 0.0
+    let_epochs_take([3, 3], clock, monkeypatch)
+    _, history = train(training_set, tmp_path, epochs=None, ends_at=10.5)
+    assert kept["total_steps"] > 60 and len(history) == 3 and read_last(tmp_path)["total_steps"] == 9
+    assert history[1]["lr"] > history[2]["lr"]
 
 
 def test_the_pace_is_timed_on_a_copy(training_set, monkeypatch):
     learner, calls = make_learner(Config(**SETTINGS)), []
     before = {name: values.clone() for name, values in learner.model.state_dict().items()}
-    step, evaluate = Learner.step, evaluate_model
-    monkeypatch.setattr(Learner, "step", lambda *args: calls.append("step") or step(*args))
+    step, ticks = Learner.step, itertools.count()
+
+    def note(name, function):
+        return lambda *args, **options: calls.append(name(*args)) or function(*args, **options)
+
+    monkeypatch.setattr(Learner, "step", note(lambda *_: "step", step))
     monkeypatch.setattr(
-        "ctseg.train.evaluate_model", lambda *args: calls.append(len(args[1])) or evaluate(*args)
+        "ctseg.train.evaluate_model", note(lambda _, cases: cases.rows.tolist(), evaluate_model)
     )
-    monkeypatch.setattr("ctseg.train.time", make_ticking_clock(1.0))
+    monkeypatch.setattr("ctseg.train.write_oof", note(lambda path, _, cases: len(cases), write_oof))
+    monkeypatch.setattr("ctseg.train.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     pace = partial(_time_pace, learner, training_set.select(range(12)))
-    # A step takes 1 s, the validation of all 5 images 1 s.
-    assert pace(training_set.select(range(12, 17)), max_seconds=5.0) == (1.0, 1.0)
-    assert calls == 5 * ["step"] + [5, 5]
-    # Of 64 images 32 are timed.
-    assert pace(training_set.select(64 * [0]), max_seconds=0.0) == (1.0, 2.0)
-    assert calls[7:] == 4 * ["step"] + [32, 32]
+    # By a clock of which each look takes 1 s: a step, the validation and the end of all 5 images.
+    assert pace(training_set.select(range(12, 17)), max_seconds=5.0) == (1.0, 1.0, 1.0)
+    assert calls == [*5 * ["step"], *2 * [[12, 13, 14, 15, 16]], 5]
+    # Of 64 images 32, and 8, that lie evenly among them: small and large ones.
+    assert pace(training_set.select([*range(16), *48 * [16]]), max_seconds=0.0) == (1.0, 2.0, 8.0)
+    assert calls[8:12] == 4 * ["step"] and calls[12][:9] == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert len(calls[13]) == 32 and calls[14] == 8
     assert same(before, learner.model.state_dict())
 
 
-@pytest.mark.parametrize(
-    ("budget", "step", "validation", "spent", "steps_per_epoch", "steps"),
-    [
-        # Of 95 s 15 are spent, 1 s is kept for the last validation; each of the 3 steps of an epoch carries a
-        # third of a validation.
-        (100, 1, 1, 15, 3, 59),
-        (100, 1, 0, 0, 3, 95),
-        (100, 1, 10, 0, 10, 42),
-        (100, 1, 3, 0, 1.5, 30),
-        (100, 200, 1, 15, 3, 1),
-        (1, 1, 1, 15, 3, 1),
-        (0.6, 100, 100, 500, 3, 1),
-    ],
-)
-def test_steps_that_fit_are_counted_with_their_validation(
-    budget, step, validation, spent, steps_per_epoch, steps
-):
-    pace = {"step_seconds": step, "validation_seconds": validation, "steps_per_epoch": steps_per_epoch}
-    assert fit_steps(budget, spent=spent, **pace) == steps
-
-
-@pytest.mark.parametrize(
-    ("total_steps", "steps_per_epoch", "steps"), [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (1, 3, [1])]
-)
-def test_the_last_epoch_has_the_remaining_steps(total_steps, steps_per_epoch, steps):
-    assert split_steps(total_steps, steps_per_epoch) == steps
-
-
-@pytest.mark.parametrize(
-    ("seconds", "spent", "epoch"), [([50.0, 50.0], 100, 2), ([76.0], 76, 1), ([1e4, 1.0], 10001, 2)]
-)
-def test_far_over_budget_is_an_error_that_says_how_far(seconds, spent, epoch):
-    message = f"fold0: {spent} s spent of a budget of 10 s, epoch {epoch} of 3; raise budget_minutes"
-    with pytest.raises(TimeoutError, match=message):
-        check_budget([{"seconds": value} for value in seconds], n_epochs=3, budget_seconds=10.0, name="fold0")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "n_epochs", "budget_seconds"),
-    [
-        ([50.0, 50.0], 2, 10.0),  # finished
-        ([1e6], 1, 10.0),
-        ([50.0, 50.0], 3, None),  # no budget
-        ([1e6], 3, None),
-        ([75.0], 3, 10.0),  # not more than half as long again, and a minute
-        ([], 3, 10.0),
-    ],
-)
-def test_finished_unlimited_or_nearly_in_time_is_not_an_error(seconds, n_epochs, budget_seconds):
-    history = [{"seconds": value} for value in seconds]
-    assert check_budget(history, n_epochs=n_epochs, budget_seconds=budget_seconds, name="fold0") is None
-
-
 def test_of_epochs_and_budget_the_shorter_counts(training_set, tmp_path):
-    assert len(train(training_set, tmp_path, epochs=2, budget_seconds=3600)[1]) == 2
+    model, history = train(training_set, tmp_path / "a", epochs=2, ends_at=time.monotonic() + 3600)
+    unlimited, expected = train(training_set, tmp_path / "b", epochs=2)
+    assert without_seconds(history) == without_seconds(expected)
+    assert same(model.state_dict(), unlimited.state_dict())
 
 
 def test_only_weights_decay():
@@ -330,7 +354,7 @@ def test_a_checkpoint_goes_to_a_machine_of_another_precision_and_back(monkeypatc
     def make_learner(dtype):
         monkeypatch.setattr("ctseg.train.choose_precision", lambda device: dtype)
         learner = Learner(make_model(width=2, depth=2), Config())
-        learner.set_schedule("constant", 10)
+        learner.set_schedule("constant", Plan(10))
         return learner
 
     half, full = make_learner(torch.float16), make_learner(torch.float32)
@@ -343,21 +367,10 @@ def test_a_checkpoint_goes_to_a_machine_of_another_precision_and_back(monkeypatc
     assert full.state_dict()["scaler"] == {}
 
 
-@pytest.mark.parametrize("total_steps", [1, 2, 4, 5, 9, 1000])
-def test_one_cycle_rises_to_the_full_rate_and_falls_to_almost_0(total_steps):
-    rates = [one_cycle(step, total_steps) for step in range(total_steps + 1)]
-    top = int(np.argmax(rates))
-    assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
-    assert min(rates) >= 0 and max(rates) <= 1
-    if total_steps == 1000:
-        assert top == 200
-        assert rates[top] == pytest.approx(1, abs=1e-4) and rates[-1] == pytest.approx(0, abs=1e-4)
-
-
 def test_the_rate_of_the_schedule_is_the_one_trained_with(training_set, tmp_path):
     lr = SETTINGS["lr"]
     rates = [row["lr"] for row in train(training_set, tmp_path / "a")[1]]
-    assert rates == pytest.approx([lr * one_cycle(step, 9) for step in (2, 5, 8)])
+    assert rates == pytest.approx([lr * one_cycle(share) for share in (0.3, 0.6, 0.9)])
     assert {row["lr"] for row in train(training_set, tmp_path / "b", schedule="constant")[1]} == {lr}
 
 
@@ -368,14 +381,83 @@ def test_a_loss_that_is_not_finite_stops_and_names_its_images(training_set, tmp_
     assert not (tmp_path / "best_unet_model.pth").exists()
 
 
+IDS = [["a"], ["b", "c"], ["d"]]
+
+
+def check(learner, losses, skipped=(False, False, False)):
+    check_finite(learner, torch.tensor(losses), torch.tensor(skipped), IDS)
+
+
 def test_weights_that_the_last_step_broke_are_not_saved():
-    model = make_model(width=4, depth=2)
-    check_finite(model, torch.ones(2), [["a"], ["b", "c"]])
+    learner = make_learner(Config())
+    check(learner, [1.0, 1.0, 1.0])
     with torch.no_grad():
-        model.segmentation_head.bias[0] = torch.inf
-    message = "loss of 1 in the batch of b, c; the last checkpoint is intact"
+        learner.model.segmentation_head.bias[0] = torch.inf
+    message = "loss of 1 in the batch of d; the last checkpoint is intact"
     with pytest.raises(FloatingPointError, match=message):
-        check_finite(model, torch.ones(2), [["a"], ["b", "c"]])
+        check(learner, [1.0, 1.0, 1.0])
+
+
+@pytest.fixture
+def half(monkeypatch):
+    """A network that learns in half precision, and its last batch."""
+    monkeypatch.setattr("ctseg.train.choose_precision", lambda device: torch.float16)
+    learner = make_learner(Config(**SETTINGS))
+    learner.set_schedule("constant", Plan(10))
+    return learner
+
+
+def test_steps_that_half_precision_skips_are_no_error_unless_nothing_else_happens(half):
+    infinite = float("inf")
+    check(half, [infinite, 1.0, 1.0], (True, False, False))
+    check(half, [1.0, 1.0, 1.0], (True, True, True))  # the scale is still being found
+    with pytest.raises(FloatingPointError, match="no longer finite with a loss of inf in the batch of b, c;"):
+        check(half, [1.0, infinite, 1.0], (True, False, False))
+    message = "in half precision, which overflowed in 3 of 3 steps, with a loss of inf in the batch of a;"
+    with pytest.raises(FloatingPointError, match=message):
+        check(half, [infinite, infinite, infinite], (True, True, True))
+    half.scaler.scale(torch.ones(()))
+    half.scaler.update(0.5)
+    with pytest.raises(FloatingPointError, match="in half precision, which overflowed in 1 of 3 steps"):
+        check(half, [1.0, 1.0, 1.0], (False, True, False))
+
+
+def find_statistics(learner):
+    return [buffer.clone() for buffer in learner.model.buffers() if buffer.is_floating_point()]
+
+
+def test_an_overflow_of_half_precision_costs_a_step_and_nothing_else(half, training_set):
+    """Not the running statistics of batch normalization, of which the scaler knows nothing."""
+    batch = training_set.get_batch(torch.arange(4))
+    assert not half.step(batch, make_generator(0))[1]
+    weights = {name: values.clone() for name, values in half.model.named_parameters()}
+    before, first = find_statistics(half), next(half.model.parameters())
+    with torch.no_grad():
+        first *= 1e6  # beyond 65504, the largest number of half precision, whatever follows
+    losses, is_skipped = half.step(batch, make_generator(1))
+    assert is_skipped and not losses.loss.isfinite()
+    after = find_statistics(half)
+    assert all(values.isfinite().all() for values in after)
+    with torch.no_grad():
+        first /= 1e6
+    assert all(torch.allclose(weights[name], values) for name, values in half.model.named_parameters())
+    losses, is_skipped = half.step(batch, make_generator(2))
+    assert not is_skipped and losses.loss.isfinite()
+    assert any(not torch.equal(*pair) for pair in zip(before, find_statistics(half)))
+
+
+def test_skipped_steps_are_counted_and_left_out_of_the_means(half, training_set, monkeypatch):
+    step, calls = Learner.step, itertools.count()
+
+    def overflow(self, *batch):
+        losses, is_skipped = step(self, *batch)
+        if next(calls) == 1:
+            return Losses(*(value * math.nan for value in losses)), torch.tensor(True)
+        return losses, is_skipped
+
+    monkeypatch.setattr(Learner, "step", overflow)
+    row = train_one_epoch(half, training_set.select(range(12)), steps=3, seed=(0,))
+    assert row["skipped_steps"] == 1 and math.isfinite(row["loss"])
 
 
 def test_a_history_behind_its_checkpoint_catches_up(training_set, tmp_path):

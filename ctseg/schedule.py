@@ -1,0 +1,103 @@
+"""How long training lasts: the steps that fit into a time, and the learning rate on the way."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_STARTED = time.monotonic()  # of this notebook, about: it imports the package first of all
+
+
+def find_deadline(minutes: float | None) -> float:
+    """The `time.monotonic()` so many minutes after the start of this process; infinity for None."""
+    return math.inf if minutes is None else _STARTED + 60 * minutes
+
+
+class Clock:
+    """When each of several rounds should end, so that the last one ends in time.
+
+    Args:
+        ends_at: the `time.monotonic()` at which all should be finished; infinity for no limit.
+        needs: the time of each round, in any unit.
+    """
+
+    def __init__(self, ends_at: float, needs: Sequence[float]):
+        self.ends_at, self.needs = ends_at, needs
+
+    def find_end(self, number: int) -> float:
+        """When a round that starts now should end: the others share what was lost or won before it."""
+        now, left = time.monotonic(), self.needs[number:]
+        return now + (self.ends_at - now) * left[0] / sum(left) if sum(left) else self.ends_at
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the steps lie in the schedule, and how many there are; that may change on the way.
+
+    Args:
+        total_steps: all of them, those that are done included.
+        anchor: the step behind which the rest of the schedule is spread evenly over the rest of the steps.
+        position: the share of the schedule that is done with this step.
+    """
+
+    total_steps: int
+    anchor: int = -1
+    position: float = 0.0
+
+    def locate(self, step: int) -> float:
+        """The share of the schedule, in (0, 1), that is done with a step behind the anchor.
+
+        >>> Plan(total_steps=3).locate(1)
+        0.5
+        """
+        passed = (step - self.anchor) / (self.total_steps - self.anchor)
+        return self.position + (1 - self.position) * passed
+
+    def change(self, done: int, total_steps: int) -> "Plan":
+        """Spread the rest of the schedule, `done` steps being done, so that there are `total_steps`.
+
+        >>> plan = Plan(total_steps=3).change(done=2, total_steps=5)
+        >>> plan.locate(1), plan.locate(3)
+        (0.5, 0.75)
+        """
+        if total_steps == self.total_steps:
+            return self
+        return Plan(total_steps, done - 1, self.locate(done - 1))
+
+
+class Pace(NamedTuple):
+    """Seconds of a step, of what follows the steps of an epoch, and of what follows all epochs."""
+
+    step: float
+    epoch_end: float
+    end: float
+
+    def update(self, *, step: float, epoch_end: float) -> "Pace":
+        """The pace after an epoch that took so long: half of what was thought before counts on."""
+        return Pace((self.step + step) / 2, (self.epoch_end + epoch_end) / 2, self.end)
+
+
+def fit_steps(seconds: float, pace: Pace, steps_per_epoch: int) -> int:
+    """How many steps fit into a time, with the end of each epoch, a last shorter one included, and of all.
+
+    >>> fit_steps(100, Pace(step=1, epoch_end=2, end=10), steps_per_epoch=40)  # 2 * (40 + 2) + 4 + 2 + 10
+    84
+    >>> fit_steps(5, Pace(step=1, epoch_end=2, end=10), steps_per_epoch=40)
+    0
+    """
+    epochs, rest = divmod(max(0.0, seconds - pace.end), steps_per_epoch * pace.step + pace.epoch_end)
+    return int(epochs) * steps_per_epoch + max(0, int((rest - pace.epoch_end) / pace.step))
+
+
+def one_cycle(done: float) -> float:
+    """The share of the largest lr where a share of the schedule is done: a straight rise, then half a cosine.
+
+    It rises over the first fifth and falls to 0 (Smith 2018). PyTorch's OneCycleLR rises and falls by one
+    kind of curve, and cannot change its length.
+
+    >>> one_cycle(0.1), one_cycle(0.2), one_cycle(1.0)
+    (0.5, 1.0, 0.0)
+    """
+    rise = 0.2
+    return done / rise if done < rise else 0.5 + 0.5 * math.cos(math.pi * (done - rise) / (1 - rise))
