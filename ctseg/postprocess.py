@@ -159,16 +159,20 @@ def _helps(gain: np.ndarray) -> bool:
     return len(gain) >= _MIN_CASES and bootstrap_interval(gain)[0] > 0
 
 
-def cross_fit(score_each: _ScoreEach, baseline: PostProcess, folds: np.ndarray) -> np.ndarray:
-    """Each case's Dice (N,) under the post-processing that the other folds' cases choose.
+def choose_without(score_each: _ScoreEach, baseline: PostProcess, folds: np.ndarray) -> list[PostProcess]:
+    """For each of N cases the post-processing that the cases of other folds choose; `folds` (N,) numbers."""
+    chosen = {fold: choose_postprocess(score_each, baseline, folds != fold) for fold in np.unique(folds)}
+    return [chosen[fold] for fold in folds]
 
-    It is the honest score of a choice made on validation. `folds` (N,) numbers each case's fold.
+
+def score_own(score_each: _ScoreEach, choices: Sequence[PostProcess]) -> np.ndarray:
+    """Each case's Dice (N,) under its own of N choices.
+
+    With those of `choose_without` it is the honest score of a choice made on validation.
     """
-    fitted = np.empty(len(folds))
-    for fold in np.unique(folds):
-        chosen = choose_postprocess(score_each, baseline, folds != fold)
-        fitted[folds == fold] = score_each([chosen])[0, folds == fold]
-    return fitted
+    candidates = list(dict.fromkeys(choices))
+    rows = [candidates.index(choice) for choice in choices]
+    return score_each(candidates)[rows, np.arange(len(choices))]
 
 
 def tabulate_choice(score_each: _ScoreEach, baseline: PostProcess, chosen: PostProcess) -> list[dict]:

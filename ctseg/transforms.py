@@ -46,7 +46,18 @@ class Letterbox:
                 "the one that was made for the same image"
             )
         image = Image.fromarray(np.ascontiguousarray(probability[self.inside], dtype=np.float32))
-        return np.clip(image.resize(self.original_size[::-1], Image.Resampling.BILINEAR), 0, 1)
+        return np.asarray(image.resize(self.original_size[::-1], Image.Resampling.BILINEAR))
+
+
+def shrink_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(H, W) of an image whose longer side has at most `side` pixels, at least one pixel wide.
+
+    >>> shrink_size((3000, 4000), 512), shrink_size((30, 40), 512)
+    ((384, 512), (30, 40))
+    """
+    scale = min(1.0, side / max(size))
+    height, width = (max(1, round(scale * pixels)) for pixels in size)
+    return height, width
 
 
 def make_letterbox(original_size: tuple[int, int], target_size: int) -> Letterbox:

@@ -33,9 +33,10 @@ from ctseg.plots import plot_cases, plot_gains, plot_predictions, plot_scores, t
 from ctseg.postprocess import (
     PostProcess,
     choose_postprocess,
-    cross_fit,
+    choose_without,
     make_mask,
     read_choice,
+    score_own,
     tabulate_choice,
 )
 from ctseg.predict import OutOfFold, find_true_masks, predict_masks, read_masks, score_masks, write_masks
@@ -122,12 +123,13 @@ if validation:
 # From the plain threshold on, one change at a time: another threshold, smoothing, hole filling, the largest
 # component, a minimum area. The best change is taken if the 95 % bootstrap interval of its gain, paired image
 # by image, lies above zero, and the search goes on from there. The table shows what each change alone is
-# worth.
+# worth. For this search, and for nothing else, large images are made smaller.
 
 # %%
 if validation:
-    chosen = choose_postprocess(validation.score_each, baseline)
-    rows = tabulate_choice(validation.score_each, baseline, chosen)
+    small = validation.shrink()
+    chosen = choose_postprocess(small.score_each, baseline)
+    rows = tabulate_choice(small.score_each, baseline, chosen)
     display(table(rows), keep_figure(plot_gains(rows), run_dir, "4 What each post-processing is worth"))
 else:
     chosen = read_choice(run_dir / "postprocess.json", otherwise=baseline)
@@ -143,7 +145,8 @@ print(f"post-processing: {chosen}")
 
 # %%
 if validation:
-    fitted_scores = cross_fit(validation.score_each, baseline, validation.folds)
+    choices = choose_without(small.score_each, baseline, validation.folds)
+    fitted_scores = score_own(validation.score_each, choices)
     choice_scores = {
         "baseline": summarize(baseline_scores),
         "chosen": summarize(validation.score(chosen)),

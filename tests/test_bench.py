@@ -17,6 +17,7 @@ def test_the_bench_prints_its_figures_and_writes_the_curve(phantom, tmp_path, mo
     assert torch.float32 in bench.bench_matrix_products()
     bench.bench_step("quick", config, [torch.float32])
     bench.bench_images(config)
+    bench.bench_waiting(config)
     bench.bench_codes()
     bench.bench_training(config, [0.02, 0.03], find_run_dir("bench"))
     printed = capsys.readouterr().out
@@ -27,6 +28,9 @@ def test_the_bench_prints_its_figures_and_writes_the_curve(phantom, tmp_path, mo
         r"reading images of 0\.\d+ megapixels: \d+ img/s",
         r"augmentation: \d+ img/s",
         r"prediction, tta d4: ",
+        r"the host's work: \d+\.\d ms a batch of \d+ at 32, \d",
+        r"validation: .* s for 5 images, after \d+ steps of \d+ ms: \d+\.\d% of an epoch",
+        r"choice of a post-processing, 24 images: \d+ s, \d+ s for the final scores",
         r"run-length code of 12 megapixels: \d+ ms",
         r"fold 0, \d+ s of training, \d+ epochs: validation Dice 0\.\d{4}",
     ):

@@ -235,6 +235,37 @@ def test_candidates_of_several_smoothings_keep_their_rows(tiny, tmp_path):
     assert len(np.unique(scores, axis=0)) == 4
 
 
+def test_small_images_stay_as_they_are_for_the_choice(out_of_fold):
+    assert out_of_fold.shrink() is out_of_fold
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Out-of-fold predictions of a disc in an image of two megapixels, and a small one."""
+    y, x = np.mgrid[:1200, :1600]
+    disc = (y - 500) ** 2 + (x - 900) ** 2 < 300**2
+    for image_id, mask in (("large", disc), ("small", disc[::8, ::8])):
+        image = np.repeat(mask[..., None] * np.uint8(200), 3, axis=2)
+        write_pair(tmp_path, image_id, image, mask * np.uint8(255))
+    training_set = load_cases(tmp_path, size=64)
+    write_oof(tmp_path / "oof.npz", Brightness(), training_set)
+    return OutOfFold([tmp_path / "oof.npz"], training_set.cases)
+
+
+def test_large_images_are_smaller_for_the_choice_and_score_alike(large, monkeypatch):
+    small = large.shrink(side=400)
+    assert [letterbox.original_size for letterbox in small.letterboxes] == [(300, 400), (150, 200)]
+    assert [small.get_mask(index).shape for index in (0, 1)] == [(300, 400), (150, 200)]
+    assert np.array_equal(small.get_mask(1), large.get_mask(1))
+    candidates = [PostProcess(threshold=value) for value in (0.3, 0.5, 0.7)]
+    ours, theirs = large.score_each(candidates), small.score_each(candidates)
+    assert np.allclose(ours, theirs, atol=0.005) and not np.array_equal(ours[:, 0], theirs[:, 0])
+    assert np.array_equal(ours[:, 1], theirs[:, 1])
+    assert large.shrink(side=100).letterboxes[0].original_size == (96, 128)  # twice the square at least
+    monkeypatch.setattr("ctseg.predict.read_mask", lambda *_: pytest.fail("read again"))
+    assert large.get_mask(0).shape == (1200, 1600)
+
+
 @pytest.mark.parametrize("image_id", [printable("a\rb"), "a\nb", "münchen", "l\\xe9sion"])
 def test_odd_ids_come_back_from_masks_and_the_submission(image_id, tmp_path):
     image = save_image(tmp_path / "image.png", np.zeros((3, 4, 3), np.uint8))

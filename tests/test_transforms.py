@@ -37,6 +37,16 @@ def test_a_soft_target_is_the_covered_share():
     assert target.tolist() == [[128, 64], [0, 0]]
 
 
+@pytest.mark.parametrize("size", [(1000, 777), (64, 64), (31, 64), (3, 500), (13, 9)])
+def test_undone_probabilities_stay_between_0_and_1(size):
+    rng = np.random.default_rng(0)
+    letterbox = make_letterbox(size, 64)
+    for probability in (rng.random((64, 64)), rng.random((64, 64)) > 0.5, np.ones((64, 64))):
+        probability = probability.astype(np.float32)
+        full = letterbox.undo(probability)
+        assert full.min() >= probability.min() and full.max() <= probability.max()
+
+
 def test_undo_refuses_a_map_of_another_letterbox():
     with pytest.raises(ValueError, match=r"\(32, 32\).*expected \(64, 64\)"):
         make_letterbox((10, 10), 64).undo(np.zeros((32, 32), np.float32))

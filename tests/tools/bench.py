@@ -8,6 +8,8 @@ the worth of that much time, and not a longer run's state by then.
 import argparse
 import itertools
 import os
+import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,21 +19,30 @@ from statistics import median
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from ctseg.augment import Augment, TrainTransform
 from ctseg.config import PRESETS, Config, parse_value
 from ctseg.contest import A0
-from ctseg.data import SegmentationDataset, load_training_set, map_threads, read_image, read_size
-from ctseg.device import choose_precision, find_device
+from ctseg.data import (
+    SegmentationDataset,
+    TrainingSet,
+    load_training_set,
+    map_threads,
+    read_image,
+    read_size,
+)
+from ctseg.device import choose_precision, find_device, use_threads
 from ctseg.files import atomic_path, write_json
 from ctseg.folds import assign_folds, train_fold
 from ctseg.paths import find_run_dir
 from ctseg.plots import new_axes
-from ctseg.predict import ORIENTATIONS, predict_probabilities
+from ctseg.postprocess import PostProcess, choose_postprocess, choose_without, score_own
+from ctseg.predict import ORIENTATIONS, OutOfFold, predict_probabilities
 from ctseg.runs import make_config, make_dataset, make_network
 from ctseg.seeds import make_generator
 from ctseg.submission import decode_rle, encode_rle
-from ctseg.train import Learner, read_history
+from ctseg.train import Learner, count_batches, evaluate_model, read_history
 
 
 def measure(function: Callable, *, repeat: int = 3) -> float:
@@ -101,6 +112,62 @@ def bench_images(config: Config) -> None:
         print(f"prediction, tta {tta}: {len(training_set) / seconds:.1f} img/s", flush=True)
 
 
+def bench_waiting(config: Config) -> None:
+    """Print what surrounds a step: what the host does while another device trains, and validation's share.
+
+    The host draws, gathers and packs on one thread; the rest of a step is the device's.
+    """
+    training_set = load_training_set(make_dataset(config, "train"))
+    pixels = training_set.pixels.nbytes / 1e6
+    peak = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    )
+    print(f"loading {len(training_set)} images: {training_set.seconds:.1f} s, {pixels:.0f} MB", flush=True)
+    print(f"memory of this process at most: {peak:.0f} MB", flush=True)
+    learner = Learner(make_network(config), config, find_device())
+    augment, n = Augment(**config.augmentation()), config.batch_size
+    indices = torch.randperm(len(training_set), generator=make_generator(0))[:n]
+    with use_threads(1):
+        batch = training_set.get_batch(indices)
+        gather = measure(lambda: training_set.get_batch(indices))
+        draw = measure(lambda: augment.draw(batch, make_generator(0)))
+    host = f"{1000 * (gather + draw):.1f} ms a batch of {n} at {config.target_size}"
+    print(f"the host's work: {host}, {1000 * gather:.1f} of them gathering", flush=True)
+    step = measure(lambda: learner.step(training_set.get_batch(indices, learner.device), make_generator(0)))
+    validation = training_set.select(range(0, len(training_set), 5))
+    seconds = measure(lambda: evaluate_model(learner.model, validation))
+    steps = count_batches(len(training_set) - len(validation), n)
+    share = seconds / (seconds + steps * step)
+    what = f"{seconds:.2f} s for {len(validation)} images, after {steps} steps of {1000 * step:.0f} ms"
+    print(f"validation: {what}: {share:.1%} of an epoch", flush=True)
+    bench_choice(training_set)
+
+
+def bench_choice(training_set: TrainingSet) -> None:
+    """Print the time of the choice of a post-processing, on blurred true masks in place of predictions."""
+    targets = training_set.pixels[training_set.rows, 3].numpy() / np.float32(255)
+    probabilities = [
+        np.round(255 * ndimage.gaussian_filter(target, 1.5)).astype(np.uint8) for target in targets
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "oof.npz"
+        ids = [case.image_id for case in training_set.cases]
+        sizes = [letterbox.original_size for letterbox in training_set.letterboxes]
+        np.savez(path, image_ids=ids, sizes=sizes, probabilities=probabilities, scores=np.zeros(len(ids)))
+        validation = OutOfFold([path], training_set.cases)
+    started = time.perf_counter()
+    small = validation.shrink()
+    chosen = choose_postprocess(small.score_each, PostProcess())
+    choices = choose_without(small.score_each, PostProcess(), validation.folds)
+    searched = time.perf_counter() - started
+    fitted = score_own(validation.score_each, choices)
+    seconds = f"{searched:.0f} s, {time.perf_counter() - started - searched:.0f} s for the final scores"
+    print(
+        f"choice of a post-processing, {len(ids)} images: {seconds} ({chosen}, {fitted.mean():.4f})",
+        flush=True,
+    )
+
+
 def bench_codes() -> None:
     """Print milliseconds to encode a mask of 12 megapixels, and to decode it."""
     y, x = np.mgrid[:3000, :4000]
@@ -119,7 +186,8 @@ def bench_training(config: Config, minutes: list[float], run_dir: Path) -> None:
     figure, (axis,) = new_axes(1, columns=1, size=6, height=4)
     for budget in minutes:
         with tempfile.TemporaryDirectory() as scratch:
-            train_fold(config, Path(scratch), training_set, fold_of_case, 0, budget_seconds=60 * budget)
+            ends_at = time.monotonic() + 60 * budget
+            train_fold(config, Path(scratch), training_set, fold_of_case, 0, ends_at=ends_at)
             history = read_history(Path(scratch) / "fold0")
         seconds = np.cumsum([row["seconds"] for row in history])
         row = {"minutes": budget, "seconds": float(seconds[-1]), "epochs": len(history)}
@@ -161,6 +229,7 @@ def main() -> None:
         others = make_config(preset=preset, data_root=arguments.data, weights="")
         bench_step(preset, config if preset == arguments.preset else others, dtypes)
     bench_images(config)
+    bench_waiting(config)
     bench_codes()
     if arguments.minutes:
         bench_training(config, arguments.minutes, find_run_dir("bench"))
