@@ -34,30 +34,30 @@ class Augment:
             )
         self.strength = SimpleNamespace(**dict.fromkeys(AUGMENTATIONS, 0.0) | strengths)
 
-    def draw(self, batch: int, generator: torch.Generator) -> "Draws":
+    def draw(self, batch_size: int, generator: torch.Generator) -> "Draws":
         """Draw the changes of a batch of images; the same generator draws the same ones for every device."""
-        rotation = math.radians(self.strength.rotation) * _symmetric(batch, generator)
-        rot90 = math.pi / 2 * _chance(self.strength.rot90, batch, generator)
-        scale = (1 + self.strength.scale) ** _symmetric(batch, generator)
-        mirrored = torch.stack([_chance(self.strength.flip, batch, generator) for _ in "xy"], dim=1)
+        rotation = math.radians(self.strength.rotation) * _symmetric(batch_size, generator)
+        rot90 = math.pi / 2 * _chance(self.strength.rot90, batch_size, generator)
+        scale = (1 + self.strength.scale) ** _symmetric(batch_size, generator)
+        mirrored = torch.stack([_chance(self.strength.flip, batch_size, generator) for _ in "xy"], dim=1)
 
         angle = rotation + rot90
         cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
         rows = torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)
         matrix = torch.stack(rows, dim=1) * (1 - 2 * mirrored)[:, None]  # (B, 2, 2)
         # A magnified image may shift until its edge shows, a shrunken one until it touches the border.
-        shift = _symmetric((batch, 2), generator) * (1 - 1 / scale).abs()[:, None]
+        shift = _symmetric((batch_size, 2), generator) * (1 - 1 / scale).abs()[:, None]
         affine = torch.cat([matrix, shift[..., None]], dim=2)  # (B, 2, 3)
-        nodes = torch.empty(batch, 0)
+        nodes = torch.empty(batch_size, 0)
         if self.strength.elastic:
             # Displacements at the nodes of a coarse grid; the image spans 2 units.
-            nodes = 2 * self.strength.elastic * torch.randn(batch, 2, 8, 8, generator=generator)
+            nodes = 2 * self.strength.elastic * torch.randn(batch_size, 2, 8, 8, generator=generator)
 
-        gamma = (1 + self.strength.gamma) ** _symmetric((batch, 1), generator)
-        contrast = 1 + self.strength.contrast * _symmetric((batch, 1), generator)
-        color = 1 + self.strength.color * _symmetric((batch, 3), generator)
-        brightness = self.strength.brightness * _symmetric((batch, 1), generator)
-        deviation = self.strength.noise * torch.rand((batch, 1), generator=generator)
+        gamma = (1 + self.strength.gamma) ** _symmetric((batch_size, 1), generator)
+        contrast = 1 + self.strength.contrast * _symmetric((batch_size, 1), generator)
+        color = 1 + self.strength.color * _symmetric((batch_size, 3), generator)
+        brightness = self.strength.brightness * _symmetric((batch_size, 1), generator)
+        deviation = self.strength.noise * torch.rand((batch_size, 1), generator=generator)
         seed = int(torch.randint(2**62, (), generator=generator))
         columns = affine.flatten(1), gamma, contrast, color, brightness, deviation, nodes.flatten(1)
         return Draws(torch.cat(columns, dim=1), seed)

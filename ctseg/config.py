@@ -38,7 +38,7 @@ class Config(Contest):
 
     Raises:
         TypeError: a value of the wrong type.
-        ValueError: a value out of range, or no length (neither epochs nor budget_minutes).
+        ValueError: a value out of range, or no length: neither epochs nor budget_minutes.
     """
 
     # What and where
@@ -54,7 +54,7 @@ class Config(Contest):
     seed: int = _number(42, 0, 2**31)
     # Length
     epochs: int | None = _number(30, 1, 100_000)
-    budget_minutes: float | None = _number(None, 0.01, 10_000)  # of all that 03 does, all folds together
+    budget_minutes: float | None = _number(None, 0.01, 10_000)  # of 03, from loading to out-of-fold
     deadline_minutes: float | None = _number(None, 0.01, 10_000)  # after the notebook's start training ends
     # Input
     target_size: int = _number(256, 32, 4096)  # pixels, side of the square that the network sees

@@ -2,8 +2,6 @@
 
 import math
 import os
-import pickle
-import tempfile
 import threading
 import time
 import zlib
@@ -11,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +23,7 @@ from ctseg.contest import A0, Contest
 from ctseg.device import count_cores, send
 from ctseg.folders import IMAGE_SUFFIXES, Folders, find_folders, is_image
 from ctseg.masks import describe_mask, find_border_color, find_levels, measure_difference
-from ctseg.shared import make_shared, map_shared
+from ctseg.shared import make_shared
 from ctseg.transforms import EvalTransform, Letterbox
 
 EXIF_ORIENTATION = 0x0112
@@ -43,6 +41,9 @@ class MaskSet:
     def __init__(self, paths: Sequence[Path] = ()):
         self._paths, self._lock = list(paths), threading.Lock()
         self._found: list[float | tuple[int, int, int]] | None = None
+
+    def __reduce__(self):
+        return MaskSet, (self._paths,)  # a lock cannot be handed to another process
 
     def find_background(self) -> float | tuple[int, int, int] | None:
         """The lower gray value of most masks, or the color along the border of most; None if none tells."""
@@ -556,19 +557,6 @@ class TrainingSet:
             self.file,
         )
 
-    def describe_to_file(self) -> BinaryIO:
-        """An unnamed file of all but the pixels; see `open_training_set`."""
-        facts = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
-        # What a set of masks knows of them is used up: they are packed.
-        cases = [replace(case, mask_set=None) for case in self.cases]
-        shape, others = (
-            self.pixels.shape,
-            (self.letterboxes, self.areas, self.mask_digests, self.packed_masks),
-        )
-        pickle.dump((tuple(shape), self.rows, cases, *others), facts)
-        facts.flush()
-        return facts
-
 
 def load_training_set(dataset: SegmentationDataset) -> TrainingSet:
     """Read a data set with masks: 4 S² bytes per image, 0.28 GB for 1,087 images at 256.
@@ -596,18 +584,6 @@ def load_training_set(dataset: SegmentationDataset) -> TrainingSet:
     rows = torch.arange(len(dataset))
     lists, seconds = (list(digests), list(packed)), time.monotonic() - started
     return TrainingSet(pixels, rows, dataset.cases, list(letterboxes), np.array(areas), *lists, file, seconds)
-
-
-def open_training_set(pixels: int, facts: int) -> TrainingSet:
-    """The training set of the process that started this one, by the numbers of two files that it has open.
-
-    Its `file`, and that of `describe_to_file`, which nobody else can write; the pixels are shared, not read.
-    """
-    file = open(pixels, "r+b")  # noqa: SIM115  the training set keeps it
-    with open(facts, "rb") as described:
-        described.seek(0)
-        shape, *others = pickle.load(described)
-    return TrainingSet(torch.from_numpy(map_shared(file, shape)), *others, file)
 
 
 def pack_mask(mask: np.ndarray) -> bytes:

@@ -2,9 +2,11 @@
 
 import math
 import os
+import pickle
 import re
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -12,23 +14,25 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from ctseg.config import Config
-from ctseg.data import TrainingSet, find_window, load_training_set, open_training_set
+from ctseg.data import TrainingSet, find_window, load_training_set
 from ctseg.device import count_cores, find_device, find_free_memory, keep_near, use_threads
-from ctseg.files import FolderBusy, lock_folder, print_anywhere, read_json, write_text
+from ctseg.files import FolderBusy, lock_folder, print_anywhere, write_text
 from ctseg.fingerprint import check_still_kept, is_begun, read_folds, write_training_data
 from ctseg.live import is_live, leave_notebook
 from ctseg.model import UNet
-from ctseg.paths import find_file, find_run_name
+from ctseg.paths import find_file
 from ctseg.predict import write_oof
 from ctseg.progress import Display
-from ctseg.runs import check_settings, make_config, make_dataset, make_network, measure_step_memory
-from ctseg.schedule import Clock, find_deadline
+from ctseg.runs import check_settings, make_dataset, make_network, measure_step_memory
+from ctseg.schedule import Timetable, find_deadline
 from ctseg.seeds import make_seed
+from ctseg.shared import map_shared
 from ctseg.split import find_groups, read_groups, split_cases
 from ctseg.train import (
     Learner,
@@ -41,7 +45,7 @@ from ctseg.train import (
     train_model,
 )
 from ctseg.weights import load_weights, read_trained_on
-from ctseg.workers import SILENCE, STOPPED, Crew, Relay, Shift, plan_shifts
+from ctseg.workers import SILENCE, STOPPED, Relay, Stage, WorkerPool, plan_stages
 
 _BASE_BYTES = 0.7e9  # of a process with PyTorch, before it trains
 _MEMORY_SHARE = 0.7  # of the free memory that processes side by side may plan with
@@ -69,17 +73,19 @@ def train_folds(
     started = time.monotonic() - training_set.seconds
     fold_of_case = assign_folds(config, run_dir, training_set)
     folds = list(range(config.n_folds)) if config.fold is None else [config.fold]
-    shifts = plan_shifts(folds, n_gpus=torch.cuda.device_count(), n_useful=_count_useful_cores(config))
-    find_end = _plan_time(config, run_dir, shifts, started)
+    stages = _plan_stages(config, folds)
+    find_end = _plan_time(config, run_dir, stages, started)
     log = (Display if is_live() else Log)([run_dir / f"fold{fold}" for fold in folds])
     inputs, errors = (config, run_dir, training_set, fold_of_case), []
     here = partial(train_fold, *inputs, claim=partial(_claim, *inputs), log=log)
+    if config.weights == "default" and not is_begun(run_dir):
+        make_network(config)  # one download, and not one of each worker
     try:
-        for shift in shifts:
-            crew = Crew(shift.places) if shift.places else None
-            train = partial(_train_in_process, config, run_dir, training_set, crew, log) if crew else here
+        for stage in stages:
+            pool = WorkerPool(stage.environments) if stage.environments else None
+            train = partial(_train_in_process, inputs, pool, log) if pool else here
             attempt = partial(_try_fold, train, find_end, run_dir, log)
-            errors += crew.map(attempt, shift.folds) if crew else map(attempt, shift.folds)
+            errors += pool.map(attempt, stage.folds) if pool else map(attempt, stage.folds)
     except KeyboardInterrupt:
         raise Stopped(_describe_stop(log)) from None
     log.close()
@@ -88,20 +94,23 @@ def train_folds(
     return {fold: read_history(run_dir / f"fold{fold}") for fold, error in zip(folds, errors) if not error}
 
 
-def _count_useful_cores(config: Config) -> int:
-    """How many folds the CPU can train side by side: a core each, and memory for a step each."""
-    needed = _BASE_BYTES + measure_step_memory(config)
-    return max(1, min(count_cores(), int(_MEMORY_SHARE * find_free_memory() / needed)))
+def _plan_stages(config: Config, folds: Sequence[int]) -> list[Stage]:
+    """What is trained side by side: on a CPU a fold for each core, as far as the memory goes."""
+    n_gpus, n_useful = torch.cuda.device_count(), min(len(folds), count_cores())
+    if not n_gpus and n_useful > 1:
+        share = _MEMORY_SHARE * find_free_memory() / (_BASE_BYTES + measure_step_memory(config))
+        n_useful = int(max(1, min(n_useful, share)))
+    return plan_stages(folds, n_gpus=n_gpus, n_useful=n_useful)
 
 
 def _plan_time(
-    config: Config, run_dir: Path, shifts: Sequence[Shift], started: float
+    config: Config, run_dir: Path, stages: Sequence[Stage], started: float
 ) -> Callable[[int], float]:
     """Make a function that says when a fold, which starts now, should end; see `train_model`.
 
     A budget goes on where a stopped run left it: what each fold has taken is in its history.
     """
-    rounds = [(folds, shift.weight) for shift in shifts for folds in shift.split()]
+    rounds = [(folds, stage.weight) for stage in stages for folds in stage.split()]
     unit = 60 * (config.budget_minutes or 1) / sum(weight for _, weight in rounds)
     needs = []
     for folds, weight in rounds:
@@ -111,9 +120,9 @@ def _plan_time(
             left.append(0.0 if _is_finished(fold_dir) else max(weight * unit - spent, 0.01 * unit))
         needs.append(max(left))
     ends_at = started + sum(needs) if config.budget_minutes else math.inf
-    clock = Clock(min(ends_at, find_deadline(config.deadline_minutes)), needs)
+    timetable = Timetable(min(ends_at, find_deadline(config.deadline_minutes)), needs)
     numbers = {fold: number for number, (folds, _) in enumerate(rounds) for fold in folds}
-    return lambda fold: clock.find_end(numbers[fold])
+    return lambda fold: timetable.find_end(numbers[fold])
 
 
 class Stopped(KeyboardInterrupt):
@@ -166,29 +175,31 @@ def _forget_frames(error: BaseException | None) -> None:
 
 
 def _train_in_process(
-    config: Config,
-    run_dir: Path,
-    training_set: TrainingSet,
-    crew: Crew,
+    inputs: "_Inputs",
+    pool: WorkerPool,
     log: Log,
     fold: int,
     *,
     ends_at: float,
 ) -> None:
-    """Train a fold in a worker process (`python -m ctseg.folds`), and pass on its output; see `Crew.run`."""
+    """Train a fold in a worker process (`python -m ctseg.folds`), and pass on its output.
+
+    Raises: see `WorkerPool.run`.
+    """
+    config, run_dir, training_set, _ = inputs
     fold_dir = run_dir / f"fold{fold}"
     if _is_finished(fold_dir):
         _leave_finished(fold_dir, config.keep, log)
         return
     # A run that has to end in time cannot wait for long.
     patience = 0.25 * (ends_at - time.monotonic()) if config.deadline_minutes else math.inf
-    with training_set.describe_to_file() as facts:
-        files = [training_set.file, facts]
-        crew.run(
+    with _hand_over(inputs) as file:
+        files = [training_set.file, file]
+        pool.run(
             "ctseg.folds",
-            [run_dir, fold, ends_at, *(file.fileno() for file in files)],
+            [fold, ends_at, *(file.fileno() for file in files)],
             files=files,
-            silence=min(SILENCE, max(30.0, patience)),
+            silence=min(SILENCE, max(120.0, patience)),
             on_line=log.pass_on,
         )
 
@@ -278,7 +289,14 @@ def train_fold(
             log=log,
         )
         load_weights(learner.model, fold_dir / "best_unet_model.pth")
-        write_oof(fold_dir / "oof.npz", learner.model, validation, tta=config.tta, threshold=config.threshold)
+        write_oof(
+            fold_dir / "oof.npz",
+            learner.model,
+            validation,
+            tta=config.tta,
+            threshold=config.threshold,
+            on_case=log.give_sign,
+        )
     _tidy_fold(fold_dir, config.keep)
 
 
@@ -404,14 +422,33 @@ def load_folds(config: Config, run_dir: Path) -> list[UNet]:
     return [make_network(config, path).to(find_device()) for path in paths]
 
 
-def _work(run_dir: Path, fold: int, ends_at: float, pixels: int, facts: int) -> None:
-    """Train a fold of the run in `run_dir` on a training set in two open files, as a worker process does."""
-    # What the run says before it has weights is what the process that starts this one has opened it with.
-    config = make_config(**read_json(run_dir / "config.json") | {"run": find_run_name(run_dir)})
-    training_set = open_training_set(pixels, facts)
-    fold_of_case = assign_folds(config, run_dir, training_set)
-    inputs = (config, run_dir, training_set, fold_of_case)
-    log = Relay([run_dir / f"fold{fold}"])
+_Inputs = tuple[Config, Path, TrainingSet, np.ndarray]  # of `train_fold`
+
+
+def _hand_over(inputs: _Inputs) -> BinaryIO:
+    """An unnamed file of what a fold is trained by, all but the pixels, which lie in one already."""
+    config, run_dir, training_set, fold_of_case = inputs
+    file = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
+    rest = replace(training_set, pixels=torch.empty(0), file=None)
+    pickle.dump((config, run_dir, rest, fold_of_case, training_set.pixels.shape), file)
+    file.flush()
+    return file
+
+
+def _take_over(pixels: int, rest: int) -> _Inputs:
+    """What `_hand_over` was given in the process that started this one, by the numbers of the two files."""
+    with open(rest, "rb") as file:
+        file.seek(0)
+        config, run_dir, training_set, fold_of_case, shape = pickle.load(file)  # nobody else can write it
+    with open(pixels, "r+b") as file:
+        shared = torch.from_numpy(map_shared(file, shape))
+    return config, run_dir, replace(training_set, pixels=shared), fold_of_case
+
+
+def _work(fold: int, ends_at: float, pixels: int, rest: int) -> None:
+    """Train a fold as a worker process does, by what `_train_in_process` handed over in two open files."""
+    inputs = _take_over(pixels, rest)
+    log = Relay([inputs[1] / f"fold{fold}"])
     train_fold(*inputs, fold, ends_at=ends_at, claim=partial(_claim, *inputs), log=log)
 
 
@@ -419,7 +456,7 @@ if __name__ == "__main__":
     print_anywhere()
     try:
         leave_notebook()
-        _work(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:]))
+        _work(int(sys.argv[1]), float(sys.argv[2]), *map(int, sys.argv[3:]))
     except FolderBusy as error:
         print(error, flush=True)
         sys.exit(os.EX_TEMPFAIL)

@@ -2,8 +2,9 @@
 
 import copy
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -146,9 +147,15 @@ def score_masks(folder: Path, true_masks: Path) -> dict[str, float]:
 
 
 def write_oof(
-    path: Path, model: nn.Module, validation: TrainingSet, *, tta: str = "none", threshold: float = 0.5
+    path: Path,
+    model: nn.Module,
+    validation: TrainingSet,
+    *,
+    tta: str = "none",
+    threshold: float = 0.5,
+    on_case: Callable[[], object] = lambda: None,
 ) -> None:
-    """Keep out-of-fold predictions of N cases.
+    """Keep out-of-fold predictions of N cases; `on_case` is called after each.
 
     image_ids (N,), sizes (N, 2) as (H, W), probabilities uint8 (N, S, S), 255 times the probability, and
     scores (N,), each image's Dice at its own size by the plain threshold.
@@ -159,6 +166,7 @@ def write_oof(
         index, probability = predicted
         kept = np.round(probability * 255).astype(np.uint8)
         pred_mask = make_mask(kept.astype(np.float32) / 255, validation.letterboxes[index], plain)
+        on_case()
         return kept, dice_score(pred_mask, validation.get_mask(index))
 
     predicted = enumerate(predict_training_set(model, validation, tta=tta))
@@ -230,7 +238,9 @@ class OutOfFold:
             return self
         small = copy.copy(self)
         sizes = [shrink_size(letterbox.original_size, side) for letterbox in self.letterboxes]
-        small.letterboxes = [make_letterbox(size, self.probabilities.shape[-1]) for size in sizes]
+        small.letterboxes = [
+            replace(letterbox, original_size=size) for letterbox, size in zip(self.letterboxes, sizes)
+        ]
         small._packed_masks, small._scores = {}, {}
 
         def resize(index: int) -> bytes:

@@ -370,11 +370,10 @@ def measure_step_memory(config: Config) -> int:
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with torch.device("meta"):
-        network = make_network(replace(config, weights=""))
-        images = torch.empty(config.batch_size, 3, config.target_size, config.target_size)
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            network(images)
+    network, n = make_network(replace(config, weights="")).to("meta"), max(2, config.batch_size)
+    images = torch.empty(n, 3, config.target_size, config.target_size, device="meta")
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(images)
     weights = sum(parameter.nbytes for parameter in network.parameters())
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) + 3 * weights
 

@@ -10,11 +10,11 @@ _STARTED = time.monotonic()  # of this notebook, about: it imports the package f
 
 
 def find_deadline(minutes: float | None) -> float:
-    """The `time.monotonic()` so many minutes after the start of this process; infinity for None."""
+    """The `time.monotonic()` so many minutes after the package was imported; infinity for None."""
     return math.inf if minutes is None else _STARTED + 60 * minutes
 
 
-class Clock:
+class Timetable:
     """When each of several rounds should end, so that the last one ends in time.
 
     Args:
@@ -28,7 +28,9 @@ class Clock:
     def find_end(self, number: int) -> float:
         """When a round that starts now should end: the others share what was lost or won before it."""
         now, left = time.monotonic(), self.needs[number:]
-        return now + (self.ends_at - now) * left[0] / sum(left) if sum(left) else self.ends_at
+        if self.ends_at == math.inf or not sum(left):
+            return self.ends_at
+        return now + (self.ends_at - now) * left[0] / sum(left)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Plan:
     total_steps: int
     anchor: int = -1
     position: float = 0.0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ends where it was last changed, with much of the schedule still to come."""
+        return self.anchor == self.total_steps - 1 and self.position < 0.9
 
     def locate(self, step: int) -> float:
         """The share of the schedule, in (0, 1), that is done with a step behind the anchor.

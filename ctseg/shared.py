@@ -17,7 +17,7 @@ def make_shared(shape: tuple[int, ...]) -> tuple[BinaryIO, np.ndarray]:
     Raises:
         OSError: the temporary folder has no room for it.
     """
-    file, size = tempfile.TemporaryFile(), int(np.prod(shape))  # noqa: SIM115  the array keeps it open
+    file, size = tempfile.TemporaryFile(), int(np.prod(shape))  # noqa: SIM115  the caller keeps it
     try:
         if (
             sys.platform == "linux"

@@ -44,7 +44,7 @@ from ctseg.compare import (
 from ctseg.config import CONTEST_FACTS, NAMES, Config, check_names, parse_value
 from ctseg.contest import Contest
 from ctseg.data import find_cases
-from ctseg.device import find_device
+from ctseg.device import THREAD_VARIABLES, find_device
 from ctseg.files import lock_folder, print_anywhere, read_last_line, write_text
 from ctseg.fingerprint import check_training_data, is_begun
 from ctseg.live import leave_notebook
@@ -56,12 +56,11 @@ from ctseg.train import Learner
 from ctseg.workers import find_gpus
 
 _NOTEBOOK = "03_train"
-# A Dask worker has 1 in all of them, and PyTorch listens to MKL's first.
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _OVERHEAD = 5  # seconds that a run takes longer than its training alone, on two cores
 _COMBINE = ("product", "one_at_a_time")
 _REFUSED = {  # and why
     "budget_minutes": "runs next to each other would get fewer steps in the same minutes; set epochs",
+    "deadline_minutes": "runs that it cuts short cannot be compared with others; set epochs",
     "run": "a sweep names its runs; name the sweep with SWEEP=",
     "predict_folder": "a sweep predicts no new images",
     "use_unfinished": "a sweep finishes its folds",
@@ -241,7 +240,7 @@ def run_task(
     running, log = final.with_name(f"running_{final.name}"), final.with_suffix(".log")
     for fold in task.folds:  # of an earlier try
         final.with_name(f"failed_fold{fold}.txt").unlink(missing_ok=True)
-    environment = os.environ | dict.fromkeys(_THREADS, str(_count_threads(tasks_at)))
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(_count_threads(tasks_at)))
     environment |= {"PYTHONPATH": str(repository)}
     quiet = ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "/dev/stdout"]
     command = [sys.executable, "-m", "ctseg.child", str(os.getpid()), "papermill", *quiet]

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
-from torch.optim.lr_scheduler import LambdaLR
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector
 
 from ctseg.augment import Augment, TrainTransform
 from ctseg.config import Config
@@ -78,6 +78,9 @@ class Log:
         """Take note of a step, and of the share of its epoch that is done."""
         self.places[fold_dir] = epoch, n_epochs
 
+    def give_sign(self) -> None:
+        """Take note that training goes on, though there is nothing to tell."""
+
     def on_epoch(self, fold_dir: Path, history: Sequence[dict], n_epochs: int) -> None:
         """Tell of an epoch whose files are written."""
         self.say(f"{fold_dir.name} {_describe_epoch(history[-1], n_epochs)}")
@@ -113,7 +116,7 @@ def train_model(
             one.
         ends_at: the `time.monotonic()` at which the fold should be finished, out-of-fold predictions
             included. The steps that fit are counted at the start and again after each epoch; of epochs and
-            time the shorter counts, and one step is the least.
+            time the shorter counts.
         trained_on: the cases that the weights it starts from were trained on; they are kept with the weights.
         claim: called before the first weights are written; its error keeps them from being written.
         log: is told of each step and epoch; by default a line per epoch is printed.
@@ -121,6 +124,7 @@ def train_model(
     Raises:
         FloatingPointError: training is no longer finite (see `check_finite`); the last checkpoint is intact.
         FolderBusy: another process trains in this folder.
+        TimeoutError: there is no time for a first step.
         ValueError: batches of one image, from which this network cannot learn at this size.
     """
     config, log = learner.config, log or Log()
@@ -138,13 +142,22 @@ def train_model(
 
         def fit(pace: Pace) -> Plan:
             left = fit_steps(ends_at - time.monotonic(), pace, steps_per_epoch)
-            return plan.change(done, min(limit, done + max(left, not done)))
+            return plan.change(done, min(limit, done + left))
 
         pace = None
-        if ends_at < math.inf and done < plan.total_steps:
-            pace = _time_pace(learner, train, validation, max_seconds=0.05 * (ends_at - time.monotonic()))
-            plan = fit(pace)
-        learner.set_schedule(config.schedule, plan)
+        if done < plan.total_steps or plan.is_cut:
+            if config.epochs:  # an earlier time may have cut them
+                plan = plan.change(done, limit)
+            if ends_at < math.inf:
+                seconds = 0.05 * (ends_at - time.monotonic())
+                pace = _time_pace(learner, train, validation, max_seconds=seconds, on_case=log.give_sign)
+                plan = fit(pace)
+        if not plan.total_steps:
+            raise TimeoutError(
+                f"no time for a step of {pace.step:.1f} s, a validation of {pace.epoch_end:.1f} s and the "
+                f"out-of-fold predictions of {pace.end:.1f} s; raise budget_minutes or deadline_minutes"
+            )
+        learner.plan = plan
         if checkpoint:
             learner.load_state_dict(checkpoint.get("learner", {}))
         if done < plan.total_steps:
@@ -154,6 +167,7 @@ def train_model(
             if config.epochs and n_epochs < config.epochs:
                 log.say(f"{fold_dir.name} has time for {n_epochs} epochs instead of {config.epochs}")
 
+        written = 0.0  # seconds, of the files of an epoch
         while done < plan.total_steps:
             started = time.monotonic()
             epoch, n_steps = len(history), min(steps_per_epoch, plan.total_steps - done)
@@ -161,11 +175,16 @@ def train_model(
             row = {"epoch": epoch + 1}
             on_step = partial(log.on_step, fold_dir, epoch + 1, n_epochs)
             on_step(0.0)
-            row |= train_one_epoch(learner, train, steps=n_steps, seed=(*seed, epoch), on_step=on_step)
+            steps = range(done, done + n_steps)
+            row |= train_one_epoch(learner, train, steps=steps, seed=(*seed, epoch), on_step=on_step)
             trained = time.monotonic() - started
             picture_dir = fold_dir / "val_outputs" / f"epoch_{epoch + 1}"
             scores = evaluate_model(
-                learner.model, validation, threshold=config.threshold, picture_dir=picture_dir
+                learner.model,
+                validation,
+                threshold=config.threshold,
+                picture_dir=picture_dir,
+                on_case=log.give_sign,
             )
             row |= {"val_dice": float(scores.mean()), "seconds": time.monotonic() - started}
             history.append(row)
@@ -173,14 +192,13 @@ def train_model(
             if epoch == 0:
                 claim()
             if pace and done < plan.total_steps:
-                pace = pace.update(step=trained / n_steps, epoch_end=row["seconds"] - trained)
+                pace = pace.update(step=trained / n_steps, epoch_end=row["seconds"] - trained + written)
                 plan = learner.plan = fit(pace)
             _write_epoch(learner, history, fold_dir, sorted({*trained_on, *train.describe()}))
             log.on_epoch(fold_dir, history, n_epochs)
-            if plan.anchor == done - 1 and plan.total_steps == done and plan.position < 0.9:
-                log.say(
-                    f"{fold_dir.name} ends here, after {plan.position:.0%} of its schedule: its time is over"
-                )
+            written = time.monotonic() - started - row["seconds"]
+        if plan.is_cut:
+            log.say(f"{fold_dir.name} ends here, after {plan.position:.0%} of its schedule: its time is over")
     return history
 
 
@@ -205,13 +223,15 @@ def _write_epoch(learner: "Learner", history: list[dict], fold_dir: Path, traine
 def slim_checkpoint(fold_dir: Path) -> None:
     """Take the states out of a finished fold's `last.pth`: most of its bytes, which nothing resumes from.
 
+    Those of a fold whose time was over stay: without its `oof.npz`, 03 goes on with it.
     A `history.csv` that is gone is made again from it.
     """
     try:
         checkpoint = read_checkpoint(fold_dir / "last.pth") or {}
     except ValueError:  # damaged, and not needed any more
         return
-    if "learner" in checkpoint:
+    plan = Plan(checkpoint.get("total_steps", 1), *checkpoint.get("anchor", ()))
+    if "learner" in checkpoint and not plan.is_cut:
         slim = {name: value for name, value in checkpoint.items() if name != "learner"}
         write_torch(slim, fold_dir / "last.pth")
     if "history" in checkpoint and not (fold_dir / "history.csv").is_file():
@@ -269,26 +289,24 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.transform = TrainTransform(Augment(**config.augmentation()), self.device)
         self.criterion = DiceBCELoss(config.bce_weight)
+        self.lr, self.plan = config.lr, Plan(1)
 
-    def set_schedule(self, schedule: str, plan: Plan) -> None:
-        """Spread the schedule, "one_cycle" or "constant", over all steps; `plan` may be replaced later."""
-        self.plan = plan
-        factors = {
-            "one_cycle": lambda step: one_cycle(self.plan.locate(step)),
-            "constant": lambda step: 1.0,
-        }
-        self.scheduler = LambdaLR(self.optimizer, factors[schedule])
+    def set_lr(self, step: int) -> float:
+        """Set the learning rate of a step by the schedule, which is spread over `plan`; return it."""
+        share = one_cycle(self.plan.locate(step)) if self.config.schedule == "one_cycle" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * share
+        return self.lr * share
 
     def state_dict(self) -> dict:
-        """The states of model, optimizer, scaler and scheduler."""
-        names = ("model", "optimizer", "scaler", "scheduler")
-        return {name: getattr(self, name).state_dict() for name in names}
+        """The states of model, optimizer and scaler."""
+        return {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
 
     def load_state_dict(self, states: dict) -> None:
         """Restore the state that `state_dict` returned, here or where another precision is chosen."""
-        for name, state in states.items():
-            if state or name != "scaler":  # without half precision it has none, and takes none
-                getattr(self, name).load_state_dict(state)
+        for name in self.state_dict():
+            if states.get(name):  # without half precision the scaler has none, and takes none
+                getattr(self, name).load_state_dict(states[name])
 
     def step(self, pixels: Tensor, generator: torch.Generator) -> tuple[Losses, Tensor]:
         """Take a step on a batch of images and targets, uint8 (B, 4, S, S).
@@ -298,11 +316,12 @@ class Learner:
         """
         self.model.train()
         images, targets = self.transform(pixels, generator)
-        with self._kept_statistics(), autocast(self.device, self.dtype):
-            logits = self.model(images.contiguous(memory_format=self.memory_format))
-        losses = self.criterion(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(losses.loss).backward()
+        with self._kept_statistics():
+            with autocast(self.device, self.dtype):
+                logits = self.model(images.contiguous(memory_format=self.memory_format))
+            losses = self.criterion(logits, targets)
+            self.scaler.scale(losses.loss).backward()  # it needs the statistics as the forward pass left them
         is_skipped = torch.zeros((), dtype=torch.bool, device=self.device)
         if self.config.clip_norm or self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
@@ -318,38 +337,42 @@ class Learner:
 
         The scaler skips the step of such a pass, but it knows nothing of batch normalization.
         """
-        statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
-        if not self.scaler.is_enabled() or not statistics:
+        running = []
+        if self.scaler.is_enabled():
+            norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+            running = [values for norm in norms for values in (norm.running_mean, norm.running_var)]
+        if not running:
             yield
             return
-        before = parameters_to_vector(statistics)
+        before = parameters_to_vector(running)  # one tensor, and few operations, for hundreds of them
         yield
-        after = parameters_to_vector(statistics)
-        vector_to_parameters(torch.where(after.isfinite(), after, before), statistics)
+        after = parameters_to_vector(running)
+        kept = torch.where(after.isfinite(), after, before).split([len(values) for values in running])
+        torch._foreach_copy_(running, list(kept))
 
 
 def train_one_epoch(
     learner: Learner,
     train: TrainingSet,
     *,
-    steps: int,
+    steps: range,
     seed: tuple[int, ...],
     on_step: Callable[[float], object] = lambda share: None,
 ) -> dict:
-    """Learn from `steps` batches of a new shuffle; return mean soft Dice, BCE and loss, and the last lr.
+    """Learn from as many batches of a new shuffle as there are steps; return a row of the history.
 
-    They are of augmented batches, before each step: not to be compared with Dice of validation. `on_step` is
-    called with the share of the steps that are done.
+    It holds the number of skipped steps, mean soft Dice, BCE and loss, and the last lr. The means are of
+    augmented batches, before each step: not to be compared with Dice of validation. `on_step` is called with
+    the share of the steps that are done.
     """
     shuffled = torch.randperm(len(train), generator=make_generator(*seed, 0))
-    batches = split_batches(shuffled, learner.config.batch_size)[:steps]
+    batches = split_batches(shuffled, learner.config.batch_size)[: len(steps)]
     torch.manual_seed(make_seed(*seed, 1))  # dropout draws from the global generator
     each = []
     for batch, indices in enumerate(batches):
-        lr = learner.scheduler.get_last_lr()[0]
+        lr = learner.set_lr(steps[batch])
         pixels = train.get_batch(indices, learner.device)
         losses, is_skipped = learner.step(pixels, make_generator(*seed, 2, batch))
-        learner.scheduler.step()
         each.append(torch.stack([*losses, is_skipped]).detach())
         on_step((batch + 1) / len(batches))
     each = torch.stack(each).cpu()  # (steps, 4); fetched once per epoch, since every fetch holds a GPU up
@@ -425,11 +448,17 @@ def check_finite(learner: Learner, losses: Tensor, is_skipped: Tensor, ids: list
 
 
 def evaluate_model(
-    model: nn.Module, validation: TrainingSet, *, threshold: float = 0.5, picture_dir: Path | None = None
+    model: nn.Module,
+    validation: TrainingSet,
+    *,
+    threshold: float = 0.5,
+    picture_dir: Path | None = None,
+    on_case: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
     """Return each case's Dice (N,) at the image's own size: the probability comes back before the threshold.
 
-    With `picture_dir`, the first few cases are drawn there as image | true mask | prediction.
+    With `picture_dir`, the first few cases are drawn there as image | true mask | prediction. `on_case` is
+    called after each case.
     """
 
     def score(predicted: tuple[int, np.ndarray]) -> float:
@@ -439,6 +468,7 @@ def evaluate_model(
         if picture_dir and index < _N_PICTURES:
             path = png_path(picture_dir, validation.cases[index].image_id)
             _write_picture(path, validation.get_image(index), letterbox, true_mask, pred_mask)
+        on_case()
         return dice_score(pred_mask, true_mask)
 
     return np.array(list(map_threads(score, enumerate(predict_training_set(model, validation)))))
@@ -458,7 +488,14 @@ def _write_picture(
         Image.fromarray(np.hstack(panels)).save(partial)
 
 
-def _time_pace(learner: Learner, train: TrainingSet, validation: TrainingSet, *, max_seconds: float) -> Pace:
+def _time_pace(
+    learner: Learner,
+    train: TrainingSet,
+    validation: TrainingSet,
+    *,
+    max_seconds: float,
+    on_case: Callable[[], object] = lambda: None,
+) -> Pace:
     """Time a few steps, validations and out-of-fold predictions on a copy that is thrown away.
 
     Steps are timed for about `max_seconds`; up to 32 and 8 cases, whose sizes differ as those of all do,
@@ -471,6 +508,7 @@ def _time_pace(learner: Learner, train: TrainingSet, validation: TrainingSet, *,
         indices = torch.arange(batch * config.batch_size, (batch + 1) * config.batch_size) % len(train)
         losses, _ = trial.step(train.get_batch(indices, trial.device), make_generator(batch))
         losses.loss.item()
+        on_case()
         return time.monotonic() - started
 
     def time_cases(n: int, predict: Callable[[TrainingSet], object]) -> float:
@@ -480,14 +518,14 @@ def _time_pace(learner: Learner, train: TrainingSet, validation: TrainingSet, *,
 
     def predict_oof(sample: TrainingSet) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            write_oof(Path(scratch) / "oof.npz", trial.model, sample, tta=config.tta)
+            write_oof(Path(scratch) / "oof.npz", trial.model, sample, tta=config.tta, on_case=on_case)
 
-    times = []
+    times, validate = [], partial(evaluate_model, trial.model, on_case=on_case)
     while len(times) < 4 or (len(times) < 50 and sum(times) < max_seconds):
         times.append(time_step(len(times)))
     return Pace(
         step=statistics.mean(times[len(times) // 2 :]),  # the first are slower: memory, choice of kernels
-        epoch_end=min(time_cases(32, partial(evaluate_model, trial.model)) for _ in range(2)),
+        epoch_end=min(time_cases(32, validate) for _ in range(2)),
         end=time_cases(8, predict_oof),
     )
 

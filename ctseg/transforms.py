@@ -33,8 +33,8 @@ class Letterbox:
             probability: float32 (S, S) in [0, 1], S = target_size.
 
         Returns:
-            float32 (H, W) in [0, 1], (H, W) = original_size: bilinear when the image is larger than the
-            square, averaged when smaller.
+            float32 (H, W) in [0, 1], read-only, (H, W) = original_size: bilinear when the image is larger
+            than the square, averaged when smaller.
 
         Raises:
             ValueError: probability is not (S, S).

@@ -20,7 +20,7 @@ from ctseg.data import find_cases, load_training_set
 from ctseg.files import FolderBusy, lock_folder, write_csv, write_text
 from ctseg.folds import (
     Stopped,
-    _count_useful_cores,
+    _plan_stages,
     assign_folds,
     find_folds,
     find_oof,
@@ -37,7 +37,7 @@ from ctseg.runs import make_config, make_dataset, open_run
 from ctseg.split import split_cases
 from ctseg.train import evaluate_model
 from ctseg.weights import write_torch
-from ctseg.workers import Crew
+from ctseg.workers import WorkerPool
 
 SETTINGS = {
     "preset": "quick",
@@ -417,6 +417,15 @@ def test_a_deadline_counts_from_the_start_of_the_notebook_and_the_shorter_counts
     assert given == [math.inf, math.inf]
 
 
+def test_of_budget_and_deadline_the_shorter_counts(make_run, given):
+    config, run_dir = make_run("both", n_folds=2, epochs=None, budget_minutes=60.0)
+    train_folds(replace(config, deadline_minutes=5.0), run_dir, load_in(10.0, config))
+    assert given == pytest.approx([100, 100])
+    given.clear()
+    train_folds(replace(config, deadline_minutes=500.0), run_dir, load_in(10.0, config))
+    assert sum(given) < 3600
+
+
 def test_on_two_cores_two_folds_train_side_by_side_and_the_last_one_has_both(make_run, monkeypatch, capfd):
     alone, run_dir = make_run("alone", n_folds=3)
     train_folds(alone, run_dir)
@@ -457,19 +466,22 @@ def split(config, run_dir):
     return training_set, assign_folds(config, run_dir, training_set)
 
 
-@pytest.mark.parametrize(("free", "n"), [(1e12, 4), (3.5e9, 2), (1e9, 1), (0.0, 1)])
+@pytest.mark.parametrize(("free", "n"), [(math.inf, 4), (1e12, 4), (3.5e9, 2), (1e9, 1), (0.0, 1)])
 def test_no_more_folds_train_side_by_side_than_the_memory_holds(make_run, monkeypatch, free, n):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     monkeypatch.setattr("ctseg.folds.find_free_memory", lambda: free)
     monkeypatch.setattr("ctseg.folds.measure_step_memory", lambda config: 0.5e9)
-    assert _count_useful_cores(make_run("memory")[0]) == n
+    (stage, *_) = _plan_stages(make_run("memory")[0], range(4))
+    assert max(1, len(stage.environments)) == n
 
 
 def test_ctrl_c_stops_the_folds_in_other_processes_too(make_run, two_gpus, monkeypatch):
     config, run_dir = make_run("stopped", epochs=100_000)
     two_gpus()
-    crews = []
-    monkeypatch.setattr("ctseg.folds.Crew", lambda places: crews.append(Crew(places)) or crews[-1])
+    pools = []
+    monkeypatch.setattr(
+        "ctseg.folds.WorkerPool", lambda places: pools.append(WorkerPool(places)) or pools[-1]
+    )
 
     def interrupt():
         wait(lambda: all((run_dir / f"fold{fold}" / "history.csv").is_file() for fold in (0, 1)))
@@ -480,7 +492,7 @@ def test_ctrl_c_stops_the_folds_in_other_processes_too(make_run, two_gpus, monke
     with pytest.raises(Stopped, match="epochs? 1 .*(is|are) kept; run the same again to go on"):
         train_folds(config, run_dir)
     thread.join()
-    assert crews[0].running == set()
+    assert pools[0].running == set()
     with lock_folder(run_dir / "fold0"), lock_folder(run_dir / "fold1"):
         pass
 

@@ -54,7 +54,7 @@ IMPORTS = {
     | {"live", "transforms", "weights"},
     "workers": {"device", "files", "train"},
     "folds": {"config", "data", "device", "files", "fingerprint", "live", "model", "paths", "predict"}
-    | {"progress", "runs", "schedule", "seeds", "split", "train", "weights", "workers"},
+    | {"progress", "runs", "schedule", "seeds", "shared", "split", "train", "weights", "workers"},
     "compare": {"data", "files", "fingerprint", "folds", "page", "paths", "plots", "postprocess"}
     | {"predict", "runs", "train"},
     "child": set(),

@@ -126,12 +126,13 @@ def small(phantom):
 
 @pytest.fixture(scope="module")
 def run(workplace, small):
-    """The four notebooks run in turn, each from the repository root."""
+    """The four notebooks run in turn, as `make run` does, without a word on the red stream."""
+    command = [sys.executable, "-m", "ctseg.execute", *small]
+    environment = {**os.environ, "PYTHONPATH": str(workplace)}
+    done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and "report: " in done.stdout, done
     run_dir = workplace / "runs" / "007"
-    run_dir.mkdir(parents=True)
-    for name in NOTEBOOKS:
-        done = papermill(workplace, f"notebooks/{name}.ipynb", run_dir / f"{name}.ipynb", *small)
-        assert done.returncode == 0, done.stderr
+    assert sorted(path.stem for path in run_dir.glob("*.ipynb")) == NOTEBOOKS
     return run_dir
 
 
@@ -181,11 +182,9 @@ def test_04_runs_alone_with_nothing_but_the_runs_name(workplace, run):
     done = papermill(workplace, *arguments, cwd="notebooks")
     assert done.returncode == 0, done.stderr
     assert (run / "submission.csv").read_bytes() == submission
-    for columns, given in (("id,rle", "id,rle"), ("id,rle", ""), ("ID,Mask", "ID,Mask")):  # a format stays
-        papermill(
-            workplace, *arguments, *(["-p", "submission_columns", given] if given else []), cwd="notebooks"
-        )
-        assert (run / "submission.csv").read_text().startswith(f"{columns}\n")
+    for given in (["-p", "submission_columns", "id,rle"], []):  # a format stays
+        papermill(workplace, *arguments, *given, cwd="notebooks")
+        assert (run / "submission.csv").read_text().startswith("id,rle\n")
 
 
 def test_03_of_a_finished_run_needs_no_weights_to_start_from(workplace, run):
@@ -254,27 +253,17 @@ def test_without_test_images_the_run_is_trained_and_validated(workplace, phantom
 
 def test_other_settings_in_a_run_are_refused_and_nothing_touched(workplace, run, small):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    done = papermill(workplace, "notebooks/03_train.ipynb", "out.ipynb", *small, "-p", "lr", "0.1")
+    others = as_arguments({"lr": 0.1, "elastic": 0.2})  # the parameters cell shows one of them
+    done = papermill(workplace, "notebooks/03_train.ipynb", "out.ipynb", *small, *others)
     assert done.returncode != 0 and "lr: got 0.1, stored 0.0005" in done.stderr
+    assert "elastic: got 0.2, stored 0.01" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"epoch": 3}, "unknown parameter 'epoch', did you mean 'epochs'"),
-        ({"weight_channels_by_contrast": "never"}, "expected bool"),
-    ],
-)
-def test_bad_parameters_are_refused_through_papermill(workplace, small, parameters, message):
-    arguments = ["03_train.ipynb", "out.ipynb", *small, *as_arguments(parameters)]
+def test_an_unknown_parameter_is_refused_through_papermill(workplace, small):
+    arguments = ["03_train.ipynb", "out.ipynb", *small, "-p", "epoch", "3"]
     done = papermill(workplace, *arguments, cwd="notebooks")
-    assert done.returncode != 0 and message in done.stderr
-
-
-def test_a_setting_that_the_cell_does_not_show_can_be_passed(workplace, run, small):
-    done = papermill(workplace, "notebooks/02_transforms.ipynb", "out.ipynb", *small, "-p", "elastic", "0.2")
-    assert done.returncode != 0 and "elastic: got 0.2, stored 0.01" in done.stderr
+    assert done.returncode != 0 and "unknown parameter 'epoch', did you mean 'epochs'" in done.stderr
 
 
 def test_01_writes_its_table_and_then_stops_at_errors(workplace, tiny):
@@ -298,7 +287,7 @@ def test_papermill_explains_every_parameter(workplace):
     explained = papermill(workplace, "--help-notebook", "notebooks/03_train.ipynb").stdout
     for parameter in PARAMETERS:
         assert f"{parameter}: " in explained
-    assert "wall minutes of training" in explained
+    assert "wall minutes of this notebook" in explained
 
 
 def test_a_notebook_runs_as_a_script_too(workplace, phantom):

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from ctseg.runs import (
     make_dataset,
     make_network,
     make_new_dataset,
+    measure_step_memory,
     name_predictions,
     open_run,
     read_config,
@@ -573,3 +574,17 @@ def test_refused_settings_come_with_advice_for_the_place(tmp_path, phantom, monk
     monkeypatch.setattr("ctseg.runs.is_live", lambda: True)
     with pytest.raises(ValueError, match="in the parameters cell, give run another name, or set these back"):
         open_run(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"encoder": "regnet_y_400mf"}, {"encoder": "mobilenet_v2"}, {"batch_size": 1, "target_size": 32}],
+)
+def test_the_memory_of_a_step_is_counted_for_any_network(changes):
+    config = Config(width=4) if not changes else Config(**{"width": 4, "target_size": 64} | changes)
+    n = max(2, config.batch_size)
+    one, four = (measure_step_memory(replace(config, batch_size=batch_size)) for batch_size in (n, 4 * n))
+    assert measure_step_memory(config) == one
+    n_weights = sum(parameter.numel() for parameter in make_network(config).parameters())
+    # What does not grow with the batch are the weights, their gradients and the two means of AdamW.
+    assert 12 * n_weights < one - (four - one) / 3 < 17 * n_weights + 1e5

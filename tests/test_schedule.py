@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ctseg.schedule import Clock, Pace, Plan, find_deadline, fit_steps, one_cycle
+from ctseg.schedule import Pace, Plan, Timetable, find_deadline, fit_steps, one_cycle
 
 
 def count_seconds(steps, pace, steps_per_epoch):
@@ -64,13 +64,13 @@ def test_a_plan_that_stays_as_it_is_keeps_its_bits():
 def test_rounds_share_the_time_that_is_left_by_what_they_need(monkeypatch):
     now = SimpleNamespace(seconds=100.0, monotonic=lambda: now.seconds)
     monkeypatch.setattr("ctseg.schedule.time", now)
-    clock = Clock(ends_at=154.0, needs=[1.0, 1.0, 0.7])
+    clock = Timetable(ends_at=154.0, needs=[1.0, 1.0, 0.7])
     assert clock.find_end(0) == pytest.approx(120.0)
     now.seconds = 130.0  # the first round took 10 seconds longer
     assert clock.find_end(1) == pytest.approx(130 + 24 / 1.7)
     assert clock.find_end(2) == 154.0
-    assert Clock(ends_at=154.0, needs=[0.0]).find_end(0) == 154.0  # there is nothing to do
-    assert Clock(ends_at=math.inf, needs=[1.0, 1.0]).find_end(0) == math.inf
+    assert Timetable(ends_at=154.0, needs=[0.0]).find_end(0) == 154.0  # there is nothing to do
+    assert Timetable(ends_at=math.inf, needs=[1.0, 1.0]).find_end(0) == math.inf
 
 
 def test_a_deadline_counts_from_the_start_of_the_process(monkeypatch):

@@ -34,6 +34,7 @@ from ctseg.train import (
     find_kept,
     make_optimizer,
     read_history,
+    slim_checkpoint,
     split_batches,
     train_model,
     train_one_epoch,
@@ -68,8 +69,7 @@ def train(training_set, fold_dir, *, seed=(7, 0), ends_at=math.inf, width=4, lr=
     """
     config = Config(**SETTINGS | {"budget_minutes": 1.0} | changes)  # without epochs there has to be one
     learner = make_learner(config, width)
-    for group in learner.optimizer.param_groups if lr else ():
-        group["lr"] = lr
+    learner.lr = lr or learner.lr
     train, validation = training_set.select(range(12)), training_set.select(range(12, 17))
     history = train_model(learner, train, validation, fold_dir, seed=seed, ends_at=ends_at, log=log)
     return learner.model, history
@@ -267,15 +267,43 @@ def test_where_the_time_is_over_the_epochs_that_are_there_are_kept(
     assert len(history) == 1 and read_kept(tmp_path)["epoch"] == 1
     line = f"{tmp_path.name} ends here, after 30% of its schedule: its time is over"
     assert capsys.readouterr().out.splitlines()[-1] == line
-    clock.now = 0.0
-    assert train(training_set, tmp_path, ends_at=100.0)[1] == history
 
 
-def test_too_little_time_from_the_start_is_said_and_used(training_set, tmp_path, clock, monkeypatch, capsys):
-    let_epochs_take([1, 1], clock, monkeypatch)
-    _, history = train(training_set, tmp_path / "fold0", ends_at=-10.0)
-    assert len(history) == 1 and read_last(tmp_path / "fold0")["total_steps"] == 1  # one step, not one epoch
-    assert capsys.readouterr().out.startswith("fold0 has time for 1 epochs instead of 3\n")
+def test_no_time_for_a_step_is_an_error_that_says_what_is_too_long(training_set, tmp_path, clock):
+    message = "no time for a step of 1.0 s, a validation of 1.0 s and the out-of-fold predictions of 2.0 s;"
+    with pytest.raises(TimeoutError, match=message):
+        train(training_set, tmp_path / "fold0", ends_at=3.9)
+    assert not list((tmp_path / "fold0").glob("[!.]*"))
+
+
+def test_too_little_time_for_all_epochs_is_said(training_set, tmp_path, clock, monkeypatch, capsys):
+    let_epochs_take([3, 1], clock, monkeypatch)
+    _, history = train(training_set, tmp_path / "fold0", ends_at=8.5)
+    assert len(history) == 2 and read_last(tmp_path / "fold0")["total_steps"] == 4
+    assert capsys.readouterr().out.startswith("fold0 has time for 2 epochs instead of 3\n")
+
+
+def test_a_schedule_that_was_cut_goes_on_when_there_is_time_again(training_set, tmp_path, clock, monkeypatch):
+    let_epochs_take([500, 1, 1], clock, monkeypatch)
+    assert len(train(training_set, tmp_path, ends_at=100.0)[1]) == 1
+    slim_checkpoint(tmp_path)
+    assert "learner" in read_last(tmp_path)
+    _, history = train(training_set, tmp_path)  # without a limit
+    changed = Plan(9).change(3, 3).change(3, 9)
+    rates = [SETTINGS["lr"] * one_cycle(changed.locate(step)) for step in (5, 8)]
+    assert [row["lr"] for row in history[1:]] == pytest.approx(rates) and rates[1] < 0.1 * SETTINGS["lr"]
+    slim_checkpoint(tmp_path)
+    assert "learner" not in read_last(tmp_path)
+
+
+def test_a_changed_plan_counts_from_the_next_step(training_set):
+    learner = make_learner(Config(**SETTINGS))
+    learner.plan = Plan(9)
+    rates = [learner.set_lr(step) for step in (0, 1, 2)]
+    assert rates == pytest.approx([SETTINGS["lr"] * one_cycle(share) for share in (0.1, 0.2, 0.3)])
+    learner.plan = learner.plan.change(3, 4)
+    assert learner.set_lr(3) == SETTINGS["lr"] * one_cycle(learner.plan.locate(3)) < 0.7 * rates[2]
+    assert {group["lr"] for group in learner.optimizer.param_groups} == {learner.set_lr(3)}
 
 
 def test_a_resumed_training_uses_the_time_it_is_given(training_set, tmp_path, clock, monkeypatch):
@@ -354,7 +382,6 @@ def test_a_checkpoint_goes_to_a_machine_of_another_precision_and_back(monkeypatc
     def make_learner(dtype):
         monkeypatch.setattr("ctseg.train.choose_precision", lambda device: dtype)
         learner = Learner(make_model(width=2, depth=2), Config())
-        learner.set_schedule("constant", Plan(10))
         return learner
 
     half, full = make_learner(torch.float16), make_learner(torch.float32)
@@ -403,7 +430,6 @@ def half(monkeypatch):
     """A network that learns in half precision, and its last batch."""
     monkeypatch.setattr("ctseg.train.choose_precision", lambda device: torch.float16)
     learner = make_learner(Config(**SETTINGS))
-    learner.set_schedule("constant", Plan(10))
     return learner
 
 
@@ -456,7 +482,7 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means(half, training_set,
         return losses, is_skipped
 
     monkeypatch.setattr(Learner, "step", overflow)
-    row = train_one_epoch(half, training_set.select(range(12)), steps=3, seed=(0,))
+    row = train_one_epoch(half, training_set.select(range(12)), steps=range(3), seed=(0,))
     assert row["skipped_steps"] == 1 and math.isfinite(row["loss"])
 
 
@@ -556,7 +582,7 @@ def test_an_image_left_over_joins_the_batch_before_so_that_a_map_of_one_pixel_ca
     config = Config(**SETTINGS | {"epochs": 1})
     learner = Learner(make_model(width=1, depth=depth), config)
     history = train_model(learner, seventeen, training_set.select([0]), tmp_path / "joined", seed=(0,))
-    assert len(history) == 1 and learner.scheduler.last_epoch == 4
+    assert len(history) == 1 and read_last(tmp_path / "joined")["total_steps"] == 4
     for images, batch_size in ((seventeen, 1), (training_set.select([3]), 4)):
         learner = Learner(make_model(width=1, depth=depth), replace(config, batch_size=batch_size))
         with pytest.raises(ValueError, match=f"batches of one image of {size} pixels.*larger batch_size"):

@@ -7,7 +7,7 @@ from conftest import wait
 
 from ctseg.files import FolderBusy
 from ctseg.train import Log
-from ctseg.workers import Crew, Relay, Shift, find_gpus, plan_shifts
+from ctseg.workers import Relay, Stage, WorkerPool, find_gpus, plan_stages
 
 
 @pytest.fixture
@@ -15,10 +15,11 @@ def cores(monkeypatch):
     return lambda n: monkeypatch.setenv("OMP_NUM_THREADS", str(n))
 
 
-def describe(shifts):
-    """Each shift's folds, and the threads of each place."""
+def describe(stages):
+    """Each stage's folds, and the threads of each place."""
     return [
-        (list(shift.folds), [int(place["OMP_NUM_THREADS"]) for place in shift.places]) for shift in shifts
+        (list(stage.folds), [int(place["OMP_NUM_THREADS"]) for place in stage.environments])
+        for stage in stages
     ]
 
 
@@ -36,20 +37,20 @@ def describe(shifts):
 )
 def test_a_cpus_cores_are_divided_among_folds(cores, n_folds, n_cores, n_useful, expected):
     cores(n_cores)
-    shifts = plan_shifts(range(n_folds), n_gpus=0, n_useful=n_useful)
-    assert describe(shifts) == expected
-    assert [shift.weight for shift in shifts] == [1.0, 0.7][: len(shifts)]
-    assert not any("CUDA_VISIBLE_DEVICES" in place for shift in shifts for place in shift.places)
+    stages = plan_stages(range(n_folds), n_gpus=0, n_useful=n_useful)
+    assert describe(stages) == expected
+    assert [stage.weight for stage in stages] == [1.0, 0.7][: len(stages)]
+    assert not any("CUDA_VISIBLE_DEVICES" in place for stage in stages for place in stage.environments)
 
 
 def test_each_gpu_has_its_share_of_the_cores(cores, monkeypatch):
     cores(4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
-    (shift,) = plan_shifts(range(5), n_gpus=2, n_useful=4)
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in shift.places] == ["GPU-a", "GPU-b"]
-    assert describe([shift]) == [([0, 1, 2, 3, 4], [2, 2])] and len(shift.split()) == 3
-    assert plan_shifts(range(5), n_gpus=1, n_useful=4) == [Shift(range(5))]
-    assert plan_shifts([3], n_gpus=2, n_useful=4) == [Shift([3])]
+    (stage,) = plan_stages(range(5), n_gpus=2, n_useful=4)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in stage.environments] == ["GPU-a", "GPU-b"]
+    assert describe([stage]) == [([0, 1, 2, 3, 4], [2, 2])] and len(stage.split()) == 3
+    assert plan_stages(range(5), n_gpus=1, n_useful=4) == [Stage(range(5))]
+    assert plan_stages([3], n_gpus=2, n_useful=4) == [Stage([3])]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert find_gpus(2) == ["0", "1"]
 
@@ -63,10 +64,10 @@ def module(tmp_path, monkeypatch):
 
 def test_a_workers_lines_are_passed_on_and_its_place_is_its_environment(module):
     module("import os, sys\nprint(sys.argv[1:], os.environ['OMP_NUM_THREADS'])\nprint('last', flush=True)")
-    lines, crew = [], Crew([{"OMP_NUM_THREADS": "7"}])
-    crew.run("job", ["a", 1], on_line=lines.append)
+    lines, pool = [], WorkerPool([{"OMP_NUM_THREADS": "7"}])
+    pool.run("job", ["a", 1], on_line=lines.append)
     assert lines == ["['a', '1'] 7\n", "last\n"]
-    assert crew.free.qsize() == 1 and not crew.running
+    assert pool.free.qsize() == 1 and not pool.running
 
 
 @pytest.mark.parametrize(
@@ -75,26 +76,26 @@ def test_a_workers_lines_are_passed_on_and_its_place_is_its_environment(module):
         ("raise ValueError('bad')", RuntimeError, "(?s)with N=1 ended with status 1: Traceback.*bad"),
         ("import os, signal\nos.kill(os.getpid(), 9)", RuntimeError, "status -9, killed, most often because"),
         ("import os\nprint('fold0 is busy', flush=True)\nos._exit(75)", FolderBusy, "^fold0 is busy$"),
-        ("import os\nos._exit(130)", KeyboardInterrupt, ""),
+        ("import os\nos._exit(130)", KeyboardInterrupt, None),
     ],
 )
 def test_how_a_worker_ended_is_told(module, code, error, message):
     module(code)
-    crew = Crew([{"N": "1"}])
+    pool = WorkerPool([{"N": "1"}])
     with pytest.raises(error, match=message):
-        crew.run("job", [], on_line=lambda line: None)
-    assert crew.free.qsize() == 1 and not crew.running
+        pool.run("job", [], on_line=lambda line: None)
+    assert pool.free.qsize() == 1 and not pool.running
 
 
 def test_a_worker_that_gives_no_sign_is_killed_and_one_that_does_is_not(module):
     module(
         "import time\nfor _ in range(6):\n    print('here', flush=True)\n    time.sleep(1)\ntime.sleep(600)"
     )
-    lines, crew, started = [], Crew([{}]), time.monotonic()
+    lines, pool, started = [], WorkerPool([{}]), time.monotonic()
     with pytest.raises(
         RuntimeError, match="killed because it had given no sign for 0.1 minutes: (here\n){6}"
     ):
-        crew.run("job", [], silence=5.0, on_line=lines.append)
+        pool.run("job", [], silence=5.0, on_line=lines.append)
     assert len(lines) == 6 and time.monotonic() - started < 100
 
 
@@ -103,31 +104,31 @@ def test_an_error_stops_all_workers_those_too_that_do_not_listen(module):
         "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[1] == '1' else "
         "signal.default_int_handler)\nprint('here', flush=True)\ntime.sleep(600)"
     )
-    crew, here = Crew([{}, {}]), []
+    pool, here = WorkerPool([{}, {}]), []
 
     def work(number):
         if number == 2:
             wait(lambda: len(here) == 2)
             raise KeyboardInterrupt
-        crew.run("job", [number], on_line=here.append)
+        pool.run("job", [number], on_line=here.append)
 
-    crew.places = [{}, {}, {}]  # a thread more, for the error
+    pool.n = 3  # a thread more, for the error
     with pytest.raises((KeyboardInterrupt, RuntimeError)):
-        crew.map(work, [0, 1, 2])
-    assert not crew.running
+        pool.map(work, [0, 1, 2])
+    assert not pool.running
     with pytest.raises(KeyboardInterrupt):
-        crew.run("job", [0], on_line=here.append)  # nothing is begun any more
+        pool.run("job", [0], on_line=here.append)  # nothing is begun any more
 
 
 def test_a_worker_that_cannot_be_started_leaves_its_place(monkeypatch):
     def fail(*_, **__):
         raise OSError("cannot allocate memory")
 
-    crew = Crew([{}])
+    pool = WorkerPool([{}])
     monkeypatch.setattr("subprocess.Popen", fail)
     with pytest.raises(OSError, match="cannot allocate memory"):
-        crew.run("job", [], on_line=print)
-    assert crew.free.qsize() == 1
+        pool.run("job", [], on_line=print)
+    assert pool.free.qsize() == 1
 
 
 def test_where_a_worker_is_goes_to_the_bar_and_not_to_the_reader(tmp_path, capsys, monkeypatch):

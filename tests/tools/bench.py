@@ -128,9 +128,8 @@ def bench_waiting(config: Config) -> None:
     augment, n = Augment(**config.augmentation()), config.batch_size
     indices = torch.randperm(len(training_set), generator=make_generator(0))[:n]
     with use_threads(1):
-        batch = training_set.get_batch(indices)
         gather = measure(lambda: training_set.get_batch(indices))
-        draw = measure(lambda: augment.draw(batch, make_generator(0)))
+        draw = measure(lambda: augment.draw(n, make_generator(0)))
     host = f"{1000 * (gather + draw):.1f} ms a batch of {n} at {config.target_size}"
     print(f"the host's work: {host}, {1000 * gather:.1f} of them gathering", flush=True)
     step = measure(lambda: learner.step(training_set.get_batch(indices, learner.device), make_generator(0)))

@@ -1,13 +1,14 @@
 """All that is to be measured on a GPU, in one command: `python tests/tools/gpu.py --data … --weights …`.
 
-It needs PyTorch, torchvision, SciPy, scikit-image and matplotlib, and nothing of Jupyter. The figures are
-printed as they come and written to `--out` as JSON. `--minutes` bounds the two trainings at the end, of
-`baseline` in full and of five folds; `--small` tries the script itself, on a CPU too, in a minute.
+It needs what `ctseg` imports, but neither papermill nor jupytext, and runs no notebook. The figures are
+printed as they come and written to `--out` as JSON. `--minutes` bounds each of the two trainings at the end,
+of `baseline` in full and of five folds; `--small` tries the script itself, on a CPU too, in a minute.
 """
 
 import argparse
 import importlib.util
 import itertools
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from ctseg.data import load_training_set
 from ctseg.device import check_gpus, find_device
 from ctseg.files import write_json
 from ctseg.folds import train_fold, train_folds
+from ctseg.paths import find_run_dir
 from ctseg.runs import make_config, make_dataset, make_network, open_run
 from ctseg.seeds import make_generator
 from ctseg.train import Learner, Log
@@ -125,6 +127,7 @@ def compare_repeats(report: Report, data: str) -> None:
     states = {}
     for name in ("gpu_first", "gpu_again", "gpu_resumed"):
         config = make_config(preset="quick", data_root=data, run=name, epochs=3, n_folds=2, fold=0)
+        shutil.rmtree(find_run_dir(name), ignore_errors=True)  # of an earlier measurement
         run_dir, training_set = open_run(config), load_training_set(make_dataset(config, "train"))
         train = partial(train_fold, config, run_dir, training_set, np.arange(len(training_set)) % 2, 0)
         if name == "gpu_resumed":
@@ -147,6 +150,7 @@ def train_in_full(report: Report, data: str, weights: str, minutes: float, *, sm
         | tiny,
     }
     for name, settings in runs.items():
+        shutil.rmtree(find_run_dir(name), ignore_errors=True)
         config = make_config(data_root=data, run=name, **settings)
         config = replace(config, deadline_minutes=None if minutes is None else _minutes_so_far() + minutes)
         started = time.monotonic()
