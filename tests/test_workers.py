@@ -72,6 +72,17 @@ def test_a_workers_lines_are_passed_on_and_its_place_is_its_environment(module):
     assert pool.free.qsize() == 1 and not pool.running
 
 
+def test_files_of_the_current_folder_hide_no_module_from_a_worker(module, tmp_path, monkeypatch):
+    module("print('here')")
+    (tmp_path / "here").mkdir()
+    for name in ("threading.py", "runpy.py", "ctseg.py"):
+        (tmp_path / "here" / name).write_text("raise SystemExit('hidden')")
+    monkeypatch.chdir(tmp_path / "here")
+    lines = []
+    WorkerPool([{}]).run("job", [], on_line=lines.append)
+    assert lines == ["here\n"]
+
+
 @pytest.mark.parametrize(
     ("code", "error", "message"),
     [
