@@ -6,7 +6,6 @@ import pickle
 import re
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +31,7 @@ from ctseg.progress import Display
 from ctseg.runs import check_settings, make_dataset, make_network, measure_step_memory
 from ctseg.schedule import Timetable, find_deadline
 from ctseg.seeds import make_seed
-from ctseg.shared import map_shared
+from ctseg.shared import map_shared, write_shared
 from ctseg.split import find_groups, read_groups, split_cases
 from ctseg.train import (
     Learner,
@@ -48,6 +47,7 @@ from ctseg.weights import load_weights, read_trained_on
 from ctseg.workers import SILENCE, STOPPED, Relay, Stage, WorkerPool, plan_stages
 
 _BASE_BYTES = 0.7e9  # of a process with PyTorch, before it trains
+_SHORT = 60  # seconds of a fold that are not worth a process of its own
 _MEMORY_SHARE = 0.7  # of the free memory that processes side by side may plan with
 _UNFINISHED = "unfinished.npz"  # out-of-fold predictions of a fold that still trains
 
@@ -97,6 +97,8 @@ def train_folds(
 def _plan_stages(config: Config, folds: Sequence[int]) -> list[Stage]:
     """What is trained side by side: on a CPU a fold for each core, as far as the memory goes."""
     n_gpus, n_useful = torch.cuda.device_count(), min(len(folds), count_cores())
+    if config.budget_minutes and 60 * config.budget_minutes < _SHORT * len(folds):
+        n_useful = 1  # processes take seconds to start
     if not n_gpus and n_useful > 1:
         share = _MEMORY_SHARE * find_free_memory() / (_BASE_BYTES + measure_step_memory(config))
         n_useful = int(max(1, min(n_useful, share)))
@@ -191,6 +193,8 @@ def _train_in_process(
     if _is_finished(fold_dir):
         _leave_finished(fold_dir, config.keep, log)
         return
+    if time.monotonic() >= ends_at:
+        raise TimeoutError("no time left to begin; raise budget_minutes or deadline_minutes")
     # A run that has to end in time cannot wait for long.
     patience = 0.25 * (ends_at - time.monotonic()) if config.deadline_minutes else math.inf
     with _hand_over(inputs) as file:
@@ -428,11 +432,8 @@ _Inputs = tuple[Config, Path, TrainingSet, np.ndarray]  # of `train_fold`
 def _hand_over(inputs: _Inputs) -> BinaryIO:
     """An unnamed file of what a fold is trained by, all but the pixels, which lie in one already."""
     config, run_dir, training_set, fold_of_case = inputs
-    file = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
     rest = replace(training_set, pixels=torch.empty(0), file=None)
-    pickle.dump((config, run_dir, rest, fold_of_case, training_set.pixels.shape), file)
-    file.flush()
-    return file
+    return write_shared(pickle.dumps((config, run_dir, rest, fold_of_case, training_set.pixels.shape)))
 
 
 def _take_over(pixels: int, rest: int) -> _Inputs:

@@ -26,11 +26,27 @@ def make_shared(shape: tuple[int, ...]) -> tuple[BinaryIO, np.ndarray]:
         else:
             file.truncate(size)
     except OSError as error:
-        raise OSError(
-            f"no room for {size / 1e9:.1f} GB in the temporary folder {tempfile.gettempdir()}: {error}; free "
-            "space there, or name another folder in the variable TMPDIR"
-        ) from error
+        raise _explain(error, size) from error
     return file, map_shared(file, shape)
+
+
+def write_shared(content: bytes) -> BinaryIO:
+    """An unnamed temporary file of some bytes; OSError as in `make_shared`."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
+    try:
+        file.write(content)
+        file.flush()
+    except OSError as error:
+        raise _explain(error, len(content)) from error
+    return file
+
+
+def _explain(error: OSError, size: int) -> OSError:
+    """An error of the temporary folder that says what to do."""
+    return OSError(
+        f"no room for {size / 1e6:.1f} MB in the temporary folder {tempfile.gettempdir()}: {error}; free "
+        "space there, or name another folder in the variable TMPDIR"
+    )
 
 
 def map_shared(file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:

@@ -51,8 +51,8 @@ class Log:
         self.places: dict[Path, tuple[int, int]] = {}
 
     def say(self, line: str) -> None:
-        """Tell something."""
-        print(line, flush=True)
+        """Tell something, in one piece: folds side by side have a thread each."""
+        print(f"{line}\n", end="", flush=True)
 
     def pass_on(self, line: str) -> None:
         """Tell a line of a fold that trains in another process."""

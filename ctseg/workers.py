@@ -118,22 +118,25 @@ class WorkerPool:
         Raises:
             FolderBusy: the worker found its folder locked.
             KeyboardInterrupt: the worker was stopped by hand.
-            RuntimeError: it failed; the message ends with its last lines.
+            RuntimeError: it failed; the message ends with its last line, and a note holds the lines before.
+                Its tracebacks are not passed on.
         """
-        environment, last_lines = self.free.get(), deque(maxlen=20)
+        environment, last_lines, is_traceback = self.free.get(), deque(maxlen=20), False
         try:
             worker = self._start(module, arguments, environment, files)
             with worker, _Watch(worker, silence) as watch:
                 for line in worker.stdout:
                     watch.note_sign()
-                    if line.strip():
+                    last_lines += [] if STEP_LINE.match(line) or not line.strip() else [line]
+                    was_traceback = is_traceback  # it ends with the first line that is not indented
+                    is_traceback = line.startswith("Traceback ") or (was_traceback and line[0] in " \n")
+                    if line.strip() and not (is_traceback or was_traceback or self.is_stopped):
                         on_line(line)
-                        last_lines += [] if STEP_LINE.match(line) else [line]
         finally:
             self.free.put(environment)  # or the folds that wait for it would wait for ever
         with self.lock:
             self.running.discard(worker)
-        if worker.returncode in (-signal.SIGINT, STOPPED):
+        if self.is_stopped or worker.returncode in (-signal.SIGINT, STOPPED):
             raise KeyboardInterrupt
         if worker.returncode == os.EX_TEMPFAIL:
             raise FolderBusy(last_lines[-1].strip())
@@ -143,9 +146,11 @@ class WorkerPool:
                 why = f", killed because it had given no sign for {silence / 60:.1f} minutes"
             elif worker.returncode == -signal.SIGKILL:
                 why = ", killed, most often because memory ran out"
-            where = ", ".join(f"{name}={value}" for name, value in environment.items())
-            status = f"ended with status {worker.returncode}{why}"
-            raise RuntimeError(f"the process with {where} {status}: {''.join(last_lines)}")
+            where = f" on GPU {gpu}" if (gpu := environment.get("CUDA_VISIBLE_DEVICES")) else ""
+            words = last_lines[-1].strip() if last_lines else "it said nothing"
+            error = RuntimeError(f"its process{where} ended with status {worker.returncode}{why}: {words}")
+            error.add_note("".join(last_lines))
+            raise error
 
     def _start(
         self,
@@ -171,6 +176,7 @@ class WorkerPool:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="backslashreplace",
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them
             )
             self.running.add(worker)
         return worker

@@ -34,5 +34,5 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch):
 
     monkeypatch.setattr("os.posix_fallocate", fail, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
-    with pytest.raises(OSError, match=r"no room for 3.0 GB in the temporary folder .*TMPDIR"):
+    with pytest.raises(OSError, match=r"no room for 3000.0 MB in the temporary folder .*TMPDIR"):
         make_shared((3, 1000, 1000, 1000))
