@@ -193,7 +193,7 @@ def _train_in_process(
     if _is_finished(fold_dir):
         _leave_finished(fold_dir, config.keep, log)
         return
-    if time.monotonic() >= ends_at:
+    if time.monotonic() >= ends_at and not (fold_dir / "last.pth").is_file():
         raise TimeoutError("no time left to begin; raise budget_minutes or deadline_minutes")
     # A run that has to end in time cannot wait for long.
     patience = 0.25 * (ends_at - time.monotonic()) if config.deadline_minutes else math.inf

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -475,6 +476,13 @@ def test_no_more_folds_train_side_by_side_than_the_memory_holds(make_run, monkey
     assert max(1, len(stage.environments)) == n
 
 
+@pytest.mark.parametrize(("minutes", "n"), [(2.9, 0), (3.1, 2)])
+def test_a_minute_for_each_fold_is_worth_processes(make_run, monkeypatch, minutes, n):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    config = make_run("short", epochs=None, budget_minutes=minutes, n_folds=3)[0]
+    assert len(_plan_stages(config, range(3))[0].environments) == n
+
+
 def test_ctrl_c_stops_the_folds_in_other_processes_too(make_run, two_gpus, monkeypatch):
     config, run_dir = make_run("stopped", epochs=100_000)
     two_gpus()
@@ -495,6 +503,22 @@ def test_ctrl_c_stops_the_folds_in_other_processes_too(make_run, two_gpus, monke
     assert pools[0].running == set()
     with lock_folder(run_dir / "fold0"), lock_folder(run_dir / "fold1"):
         pass
+
+
+def test_folds_without_time_are_not_begun_and_those_that_have_epochs_are_finished(
+    make_run, two_gpus, monkeypatch, capsys
+):
+    config, run_dir = make_run("late", epochs=3)
+    stop_in_epoch(2, monkeypatch)
+    with pytest.raises(Stopped):
+        train_folds(config, run_dir)
+    monkeypatch.setattr("ctseg.schedule._STARTED", time.monotonic() - 100)
+    two_gpus()
+    assert train_folds(replace(config, deadline_minutes=1.0), run_dir).keys() == {0}
+    printed = capsys.readouterr().out
+    assert "FAILED: fold 1, TimeoutError: no time left to begin" in printed
+    assert "fold0 ends here, after " in printed and (run_dir / "fold0" / "oof.npz").is_file()
+    assert not (run_dir / "fold1").exists() and "Traceback" not in printed
 
 
 @pytest.fixture
