@@ -236,10 +236,11 @@ def test_a_fold_that_crashes_is_reported_and_left_out(run_kernel, phantom, tmp_p
     check_submission(working / "submission.csv", find_cases(phantom, "test", A0), A0)
 
 
-def send_to_worker(run_dir: Path, fold: int, number: int) -> None:
+def send_to_worker(working: Path, run: str, fold: int, number: int) -> None:
     """Send a signal to the process that trains a fold, after its first epoch."""
-    wait((run_dir / f"fold{fold}" / "history.csv").is_file)
-    worker = subprocess.check_output(["pgrep", "-f", f"ctseg.folds .*{run_dir.name} {fold} "], text=True)
+    wait((working / "runs" / run / f"fold{fold}" / "history.csv").is_file)
+    workers = subprocess.check_output(["pgrep", "-f", f"ctseg.folds {fold} "], text=True).split()
+    (worker,) = [pid for pid in workers if os.readlink(f"/proc/{pid}/cwd") == str(working)]
     os.kill(int(worker), number)
 
 
@@ -249,26 +250,25 @@ def test_with_one_worker_killed_and_one_that_hangs_the_kernel_submits_in_time(
     """On two GPUs that the notebook pretends to have; its workers compute on the CPU."""
     pretended = sent.replace("print(check_gpus())", "import torch; torch.cuda.device_count = lambda: 2")
     assert pretended != sent
-    run_dir, name = tmp_path / "working" / "runs", f"two_gpus_{os.getpid()}"
 
     def disturb() -> None:
-        send_to_worker(run_dir / name, 0, signal.SIGKILL)
-        send_to_worker(run_dir / name, 1, signal.SIGSTOP)
+        send_to_worker(tmp_path / "working", "small", 0, signal.SIGKILL)
+        send_to_worker(tmp_path / "working", "small", 1, signal.SIGSTOP)
 
     mounted = mount(phantom, tmp_path, PLACES["newer"])
     settings = SMALL | {"n_folds": 3, "epochs": 100_000, "deadline_minutes": 2.0}
     started = time.monotonic()
     run_kernel = make_runner(request, pretended)
-    done, working = run_kernel(tmp_path, mounted, disturb, run=name, **settings)
+    done, working = run_kernel(tmp_path, mounted, disturb, run="small", **settings)
     minutes = (time.monotonic() - started) / 60
     assert done.returncode == 0, done.stdout
     assert "status -9, killed, most often because memory ran out" in done.stdout
-    assert "killed because it had given no sign for 0.5 minutes" in done.stdout
+    assert "killed because it had given no sign for 2.0 minutes" in done.stdout
     assert re.search(r"fold2 has time for \d+ epochs instead of 100000", done.stdout)
-    summary = json.loads((working / "runs" / name / "summary.json").read_text())
+    summary = json.loads((working / "runs" / "small" / "summary.json").read_text())
     assert summary["failed"].keys() == {"fold0", "fold1"} and summary["train_seconds"].keys() == {"fold2"}
     check_submission(working / "submission.csv", find_cases(phantom, "test", A0), A0)
-    assert 1.5 < minutes < 4  # training ends after 2; then come 04 and whatever the machine is busy with
+    assert 1.5 < minutes < 6  # training ends after 2; then come 04 and whatever the machine is busy with
 
 
 def test_no_data_no_weights_and_no_finished_fold_are_failures(run_kernel, phantom, tmp_path):
