@@ -256,7 +256,7 @@ def test_with_one_worker_killed_and_one_that_hangs_the_kernel_submits_in_time(
         send_to_worker(tmp_path / "working", "small", 1, signal.SIGSTOP)
 
     mounted = mount(phantom, tmp_path, PLACES["newer"])
-    settings = SMALL | {"n_folds": 3, "epochs": 100_000, "deadline_minutes": 2.0}
+    settings = SMALL | {"n_folds": 3, "epochs": 100_000, "deadline_minutes": 3.0}
     started = time.monotonic()
     run_kernel = make_runner(request, pretended)
     done, working = run_kernel(tmp_path, mounted, disturb, run="small", **settings)
@@ -266,9 +266,9 @@ def test_with_one_worker_killed_and_one_that_hangs_the_kernel_submits_in_time(
     assert "killed because it had given no sign for 2.0 minutes" in done.stdout
     assert re.search(r"fold2 has time for \d+ epochs instead of 100000", done.stdout)
     summary = json.loads((working / "runs" / "small" / "summary.json").read_text())
-    assert summary["failed"].keys() == {"fold0", "fold1"} and summary["train_seconds"].keys() == {"fold2"}
+    assert summary["failed"].keys() == {"fold0", "fold1"} and "using fold2 of 3" in done.stdout
     check_submission(working / "submission.csv", find_cases(phantom, "test", A0), A0)
-    assert 1.5 < minutes < 6  # training ends after 2; then come 04 and whatever the machine is busy with
+    assert 2.5 < minutes < 7  # training ends after 3; then come 04 and whatever the machine is busy with
 
 
 def test_no_data_no_weights_and_no_finished_fold_are_failures(run_kernel, phantom, tmp_path):

@@ -112,8 +112,8 @@ def test_a_worker_that_gives_no_sign_is_killed_and_one_that_does_is_not(module):
         "import time\nfor _ in range(6):\n    print('here', flush=True)\n    time.sleep(1)\ntime.sleep(600)"
     )
     lines, pool, started = [], WorkerPool([{}]), time.monotonic()
-    with pytest.raises(RuntimeError, match="killed because it had given no sign for 0.1 minutes: here\n"):
-        pool.run("job", [], silence=5.0, on_line=lines.append)
+    with pytest.raises(RuntimeError, match="killed because it had given no sign for 0.2 minutes: here\n"):
+        pool.run("job", [], silence=10.0, on_line=lines.append)
     assert len(lines) == 6 and time.monotonic() - started < 100
 
 
