@@ -87,7 +87,7 @@ submit: setup ## submit runs/RUN/submission.csv (without RUN that of runs/kaggle
 
 ##@ For those who change the kit
 
-test: in-sync $(VENV)/.ctseg-cluster ## the test suite; a quarter of an hour on 2 cores
+test: in-sync $(VENV)/.ctseg-cluster ## the test suite; twenty minutes on 2 cores
 	$(PYTHON) -m pytest
 
 $(VENV)/.ctseg-cluster: pyproject.toml | setup
