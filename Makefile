@@ -125,7 +125,7 @@ kill: setup ## runs killed at 34 random moments end as if never killed; full dis
 fuzz: setup ## 100,000 random masks through the run-length code and back, and broken codes; a minute
 	$(PYTHON) -m pytest tests -m fuzz
 
-mutants: setup ## the fast tests notice each of some 180 faults seeded into ctseg; tens of minutes
+mutants: setup ## the fast tests notice each of some 200 faults seeded into ctseg; tens of minutes
 	$(PYTHON) tests/tools/mutants.py
 
 bench: setup ## times of this machine, and Dice against training seconds; DATA=, PRESET=, ARGS="--minutes 1 4"

@@ -50,6 +50,7 @@ _BASE_BYTES = 0.7e9  # of a process with PyTorch, before it trains
 _SHORT = 60  # seconds of a fold that are not worth a process of its own
 _MEMORY_SHARE = 0.7  # of the free memory that processes side by side may plan with
 _UNFINISHED = "unfinished.npz"  # out-of-fold predictions of a fold that still trains
+_Inputs = tuple[Config, Path, TrainingSet, np.ndarray]  # the first arguments of `train_fold`
 
 
 def train_folds(
@@ -177,7 +178,7 @@ def _forget_frames(error: BaseException | None) -> None:
 
 
 def _train_in_process(
-    inputs: "_Inputs",
+    inputs: _Inputs,
     pool: WorkerPool,
     log: Log,
     fold: int,
@@ -424,9 +425,6 @@ def load_folds(config: Config, run_dir: Path) -> list[UNet]:
     fold_dirs = find_folds(run_dir, unfinished=config.use_unfinished)
     paths = [fold_dir / "best_unet_model.pth" for fold_dir in fold_dirs]
     return [make_network(config, path).to(find_device()) for path in paths]
-
-
-_Inputs = tuple[Config, Path, TrainingSet, np.ndarray]  # of `train_fold`
 
 
 def _hand_over(inputs: _Inputs) -> BinaryIO:

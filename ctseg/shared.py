@@ -19,9 +19,8 @@ def make_shared(shape: tuple[int, ...]) -> tuple[BinaryIO, np.ndarray]:
     """
     file, size = tempfile.TemporaryFile(), int(np.prod(shape))  # noqa: SIM115  the caller keeps it
     try:
-        if (
-            sys.platform == "linux"
-        ):  # a write into a file that its disk has no room for would kill the process
+        # A write into a mapped file that its disk has no room for would kill the process.
+        if sys.platform == "linux":
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             file.truncate(size)

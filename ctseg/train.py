@@ -289,14 +289,15 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.transform = TrainTransform(Augment(**config.augmentation()), self.device)
         self.criterion = DiceBCELoss(config.bce_weight)
-        self.lr, self.plan = config.lr, Plan(1)
+        self.plan = Plan(1)  # until training makes one
 
     def set_lr(self, step: int) -> float:
         """Set the learning rate of a step by the schedule, which is spread over `plan`; return it."""
         share = one_cycle(self.plan.locate(step)) if self.config.schedule == "one_cycle" else 1.0
+        lr = self.config.lr * share
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * share
-        return self.lr * share
+            group["lr"] = lr
+        return lr
 
     def state_dict(self) -> dict:
         """The states of model, optimizer and scaler."""
@@ -340,6 +341,7 @@ class Learner:
         running = []
         if self.scaler.is_enabled():
             norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+            norms = [norm for norm in norms if norm.track_running_stats]
             running = [values for norm in norms for values in (norm.running_mean, norm.running_var)]
         if not running:
             yield

@@ -18,8 +18,8 @@ from ctseg.device import THREAD_VARIABLES, count_cores
 from ctseg.files import FolderBusy
 from ctseg.train import STEP_LINE, Log
 
-# Measured on two cores with `strong`: a fold that has both, against one that has a core and a neighbor.
-_LAST_WEIGHT = 0.7
+# `strong` on two cores of an Intel Xeon (AVX2): an epoch takes 50 s with both, 75 s with one and a neighbor.
+_LAST_WEIGHT = 0.67
 STOPPED = 130  # the status of a program that Ctrl-C ended
 SILENCE = 1800.0  # seconds without a sign of a worker, after which it is taken for hung
 
@@ -48,7 +48,7 @@ class Stage:
 def plan_stages(folds: Sequence[int], *, n_gpus: int, n_useful: int) -> list[Stage]:
     """Divide folds among several GPUs, or among `n_useful` cores of a CPU; the last ones share the cores.
 
-    A fold for each core is faster than a fold with all cores: on two, for `strong`, 1.4 times.
+    A fold for each core is faster than a fold with all cores: 1.3 times where `_LAST_WEIGHT` was measured.
 
     >>> [(stage.folds, len(stage.environments)) for stage in plan_stages(range(5), n_gpus=0, n_useful=2)]
     [(range(0, 4), 2), (range(4, 5), 1)]

@@ -39,7 +39,7 @@ def test_a_cpus_cores_are_divided_among_folds(cores, n_folds, n_cores, n_useful,
     cores(n_cores)
     stages = plan_stages(range(n_folds), n_gpus=0, n_useful=n_useful)
     assert describe(stages) == expected
-    assert [stage.weight for stage in stages] == [1.0, 0.7][: len(stages)]
+    assert [stage.weight for stage in stages] == [1.0, 0.67][: len(stages)]
     # PyTorch listens to MKL's number of threads before OpenMP's.
     names = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
     assert all(given.keys() == names for stage in stages for given in stage.environments)
