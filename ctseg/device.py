@@ -39,14 +39,15 @@ def choose_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def count_cores() -> int:
-    """The CPU cores that this process may use: as many as the environment says, else those it may run on."""
-    told = [os.environ.get(name, "") for name in THREAD_VARIABLES]
-    if limits := [int(text) for text in told if text.isdigit() and int(text)]:
-        return min(limits)
-    return (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )  # not on macOS
+def count_cores(*, of_machine: bool = False) -> int:
+    """The CPU cores that this process may use: those it may run on, or fewer if the environment says so.
+
+    With `of_machine` what the environment says does not count.
+    """
+    # macOS has no affinity.
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    told = [] if of_machine else [os.environ.get(name, "") for name in THREAD_VARIABLES]
+    return min([n, *(int(text) for text in told if text.isdigit() and int(text))])
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from ctseg.device import count_cores, find_device, find_free_memory, keep_near, 
 from ctseg.files import FolderBusy, lock_folder, print_anywhere, write_text
 from ctseg.fingerprint import check_still_kept, is_begun, read_folds, write_training_data
 from ctseg.live import is_live, leave_notebook
+from ctseg.log import Log, Relay
 from ctseg.model import UNet
 from ctseg.paths import find_file
 from ctseg.predict import write_oof
@@ -35,7 +36,6 @@ from ctseg.shared import map_shared, write_shared
 from ctseg.split import find_groups, read_groups, split_cases
 from ctseg.train import (
     Learner,
-    Log,
     find_fold_dirs,
     find_kept,
     read_checkpoint,
@@ -44,7 +44,7 @@ from ctseg.train import (
     train_model,
 )
 from ctseg.weights import load_weights, read_trained_on
-from ctseg.workers import SILENCE, STOPPED, Relay, Stage, WorkerPool, plan_stages
+from ctseg.workers import SILENCE, STOPPED, Stage, WorkerPool, plan_stages
 
 _BASE_BYTES = 0.7e9  # of a process with PyTorch, before it trains
 _SHORT = 60  # seconds of a fold that are not worth a process of its own
@@ -82,6 +82,8 @@ def train_folds(
     if config.weights == "default" and not is_begun(run_dir):
         make_network(config)  # one download, and not one of each worker
     try:
+        if n := len(stages[0].environments):
+            log.say(f"{n} folds at a time, in a process each")
         for stage in stages:
             pool = WorkerPool(stage.environments) if stage.environments else None
             train = partial(_train_in_process, inputs, pool, log) if pool else here
@@ -101,8 +103,9 @@ def _plan_stages(config: Config, folds: Sequence[int]) -> list[Stage]:
     if config.budget_minutes and 60 * config.budget_minutes < _SHORT * len(folds):
         n_useful = 1  # processes take seconds to start
     if not n_gpus and n_useful > 1:
-        share = _MEMORY_SHARE * find_free_memory() / (_BASE_BYTES + measure_step_memory(config))
-        n_useful = int(max(1, min(n_useful, share)))
+        share = _MEMORY_SHARE * count_cores() / count_cores(of_machine=True)  # runs of a sweep divide both
+        n_fitting = share * find_free_memory() / (_BASE_BYTES + measure_step_memory(config))
+        n_useful = int(max(1, min(n_useful, n_fitting)))
     return plan_stages(folds, n_gpus=n_gpus, n_useful=n_useful)
 
 
@@ -111,7 +114,7 @@ def _plan_time(
 ) -> Callable[[int], float]:
     """Make a function that says when a fold, which starts now, should end; see `train_model`.
 
-    A budget goes on where a stopped run left it: what each fold has taken is in its history.
+    A budget goes on where a stopped run left it: the time of each fold's whole epochs is in its history.
     """
     rounds = [(folds, stage.weight) for stage in stages for folds in stage.split()]
     unit = 60 * (config.budget_minutes or 1) / sum(weight for _, weight in rounds)
@@ -154,19 +157,19 @@ def _try_fold(
     """Train a fold; report and return its error, and keep the traceback in a file until the next try."""
     record = run_dir / f"failed_fold{fold}.txt"
     record.unlink(missing_ok=True)
-    failure = None
+    failure, has_failed = None, False
     try:
         train(fold, ends_at=find_end(fold))
-    except FolderBusy as error:  # the fold itself did not fail
+    except FolderBusy as error:
         log.say(f"fold {fold} is left alone: {error}")
         failure = error
     except Exception as error:
         log.say(f"FAILED: fold {fold}, {type(error).__name__}: {error} (see {record})")
         with suppress(OSError):  # the disk may be full
             write_text(traceback.format_exc(), record)
-        failure = error
+        failure, has_failed = error, True
         _forget_frames(error)
-    log.on_end(run_dir / f"fold{fold}", failed=failure is not None)
+    log.on_end(run_dir / f"fold{fold}", failed=has_failed)
     return failure
 
 
@@ -194,10 +197,7 @@ def _train_in_process(
     if _is_finished(fold_dir):
         _leave_finished(fold_dir, config.keep, log)
         return
-    if time.monotonic() >= ends_at and not (fold_dir / "last.pth").is_file():
-        raise TimeoutError("no time left to begin; raise budget_minutes or deadline_minutes")
-    # A run that has to end in time cannot wait for long.
-    patience = 0.25 * (ends_at - time.monotonic()) if config.deadline_minutes else math.inf
+    patience = 0.25 * (ends_at - time.monotonic())  # what has to end in time cannot wait for long
     with _hand_over(inputs) as file:
         files = [training_set.file, file]
         pool.run(
@@ -259,6 +259,7 @@ def train_fold(
     `ends_at`, `claim` and `log`: see `train_model`.
 
     Raises:
+        FolderBusy: another process trains this fold.
         MemoryError: the GPU's memory is too small; the message names a batch size to try.
     """
     fold_dir, log = run_dir / f"fold{fold}", log or Log()
@@ -281,7 +282,11 @@ def train_fold(
             f"fold{fold} validation is not independent: {config.weights} was trained on {len(seen)} of its "
             f"{len(validation)} images; start from other weights, or do not trust its score"
         )
-    with _explained_memory(config.batch_size), use_threads(_find_threads(last)):
+    with (
+        lock_folder(fold_dir),
+        _explained_memory(config.batch_size),
+        use_threads(_find_threads(last)),
+    ):
         train_model(
             learner,
             train,

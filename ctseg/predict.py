@@ -70,11 +70,11 @@ def predict_probabilities(
 
 
 def predict_training_set(
-    model: nn.Module, cases: TrainingSet, *, tta: str = "none", batch_size: int = 16
+    model: nn.Module, training_set: TrainingSet, *, tta: str = "none", batch_size: int = 16
 ) -> Iterator[np.ndarray]:
     """Yield the probability of each case, float32 (S, S), holding one batch at a time."""
-    for rows in cases.rows.split(batch_size):
-        yield from predict_probabilities(model, cases.pixels[rows, :3], tta=tta).numpy()
+    for rows in training_set.rows.split(batch_size):
+        yield from predict_probabilities(model, training_set.pixels[rows, :3], tta=tta).numpy()
 
 
 def predict_cases(

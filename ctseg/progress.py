@@ -8,8 +8,9 @@ from pathlib import Path
 
 from IPython.display import HTML, display
 
+from ctseg.log import Log
 from ctseg.plots import PANELS, plot_history
-from ctseg.train import Log, read_history
+from ctseg.train import read_history
 
 _PAUSE = 0.5  # seconds between two states of the bar
 _DRAWING = 0.05  # the share of the time that drawing curves may take

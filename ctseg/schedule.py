@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+_MEASURING = 0.01  # the share of the time that is used to find out the pace
 _STARTED = time.monotonic()  # of this notebook, about: it imports the package first of all
 
 
@@ -80,10 +81,6 @@ class Pace(NamedTuple):
     epoch_end: float
     end: float
 
-    def update(self, *, step: float, epoch_end: float) -> "Pace":
-        """The pace after an epoch that took so long: half of what was thought before counts on."""
-        return Pace((self.step + step) / 2, (self.epoch_end + epoch_end) / 2, self.end)
-
 
 def fit_steps(seconds: float, pace: Pace, steps_per_epoch: int) -> int:
     """How many steps fit into a time, with the end of each epoch, a last shorter one included, and of all.
@@ -95,6 +92,61 @@ def fit_steps(seconds: float, pace: Pace, steps_per_epoch: int) -> int:
     """
     epochs, rest = divmod(max(0.0, seconds - pace.end), steps_per_epoch * pace.step + pace.epoch_end)
     return int(epochs) * steps_per_epoch + max(0, int((rest - pace.epoch_end) / pace.step))
+
+
+class Planner:
+    """Plans the steps by the number of epochs and by a time, of which the shorter counts.
+
+    Args:
+        steps_per_epoch: of a whole epoch.
+        epochs: their number; None where only the time counts.
+        ends_at: the `time.monotonic()` at which all should be finished; infinity for no limit.
+        measure: takes about so many seconds to find out the pace; it is called if there is a limit.
+
+    Raises:
+        ValueError: neither epochs nor a time.
+    """
+
+    def __init__(
+        self, steps_per_epoch: int, epochs: int | None, ends_at: float, measure: Callable[[float], Pace]
+    ):
+        if not epochs and ends_at == math.inf:
+            raise ValueError("got neither epochs nor a time at which training ends; expected one of them")
+        self.steps_per_epoch, self.epochs, self.ends_at = steps_per_epoch, epochs, ends_at
+        self._measure, self._pace = measure, None
+
+    def plan(self, done: int, before: Plan) -> Plan:
+        """The plan from now on, `done` steps being done by the plan before.
+
+        Raises:
+            TimeoutError: there is no time for a first step.
+        """
+        limit, pace = self.steps_per_epoch * self.epochs if self.epochs else math.inf, self._pace
+        if self.ends_at < math.inf:
+            left = self.ends_at - time.monotonic()
+            if not pace and left > 0:
+                pace = self._pace = self._measure(_MEASURING * left)
+                left = self.ends_at - time.monotonic()
+            limit = min(limit, done + (fit_steps(left, pace, self.steps_per_epoch) if pace else 0))
+        if not limit:
+            why = "left to begin"
+            if pace:
+                why = (
+                    f"for a step of {pace.step:.1f} s, a validation of {pace.epoch_end:.1f} s and the "
+                    f"out-of-fold predictions of {pace.end:.1f} s"
+                )
+            raise TimeoutError(f"no time {why}; raise budget_minutes or deadline_minutes")
+        return before.change(done, limit)
+
+    def correct(self, *, step: float, epoch_end: float) -> None:
+        """Correct the pace by an epoch's, if it counts: half of what was thought before stays."""
+        if self._pace:
+            step, epoch_end = (self._pace.step + step) / 2, (self._pace.epoch_end + epoch_end) / 2
+            self._pace = self._pace._replace(step=step, epoch_end=epoch_end)
+
+    def count_epochs(self, plan: Plan, done: int = 0) -> int:
+        """How many epochs the steps of a plan make that are not done, a last shorter one included."""
+        return math.ceil((plan.total_steps - done) / self.steps_per_epoch)
 
 
 def one_cycle(done: float) -> float:

@@ -1,9 +1,8 @@
-"""Train one network on one split: the loop, its schedule, its checkpoint, its validation at native size."""
+"""Train one network on one split: the loop, its checkpoint, its validation at native size."""
 
 import copy
 import json
 import math
-import re
 import statistics
 import tempfile
 import time
@@ -23,74 +22,17 @@ from ctseg.augment import Augment, TrainTransform
 from ctseg.config import Config
 from ctseg.data import TrainingSet, map_threads, png_path
 from ctseg.device import MEMORY_FORMAT, autocast, choose_precision
-from ctseg.files import atomic_path, lock_folder, read_csv, write_csv
+from ctseg.files import atomic_path, read_csv, write_csv
+from ctseg.log import Log
 from ctseg.losses import DiceBCELoss, Losses
 from ctseg.metrics import dice_score
 from ctseg.predict import predict_training_set, write_oof
-from ctseg.schedule import Pace, Plan, fit_steps, one_cycle
+from ctseg.schedule import Pace, Plan, Planner, one_cycle
 from ctseg.seeds import make_generator, make_seed
 from ctseg.transforms import Letterbox
 from ctseg.weights import read_torch, write_torch
 
 _N_PICTURES = 4
-# Where a fold is that trains in another process: its epoch, of how many, and the share of it that is done.
-STEP_LINE = re.compile(r"(fold\d+) step (\d+)/(\d+) ([\d.]+)$")
-_MANY_EPOCHS = 1_000_000  # where only a time limits them
-
-
-class Log:
-    """What training tells of itself: here a line per epoch; `progress.Display` shows more in a notebook.
-
-    Attributes:
-        fold_dirs: of the folds that are asked for, by their names.
-        places: (epoch, number of epochs) of each fold that trains, by its folder.
-    """
-
-    def __init__(self, fold_dirs: Sequence[Path] = ()):
-        self.fold_dirs = {path.name: path for path in fold_dirs}
-        self.places: dict[Path, tuple[int, int]] = {}
-
-    def say(self, line: str) -> None:
-        """Tell something, in one piece: folds side by side have a thread each."""
-        print(f"{line}\n", end="", flush=True)
-
-    def pass_on(self, line: str) -> None:
-        """Tell a line of a fold that trains in another process."""
-        if not self.note_step(line):
-            self.note_epoch(line)
-            self.say(line.rstrip("\n"))
-
-    def note_step(self, line: str) -> bool:
-        """Take note of where a fold is, if the line tells it between two epochs; return whether it does."""
-        if found := STEP_LINE.match(line):
-            self.on_step(self.fold_dirs[found[1]], int(found[2]), int(found[3]), float(found[4]))
-        return bool(found)
-
-    def note_epoch(self, line: str) -> Path | None:
-        """Take note of where a fold is, if the line is one of `on_epoch`; return its folder."""
-        if not (found := re.match(r"(fold\d+) epoch (\d+)/(\d+) ", line)):
-            return None
-        fold_dir, done, n_epochs = self.fold_dirs[found[1]], int(found[2]), int(found[3])
-        self.on_step(fold_dir, min(done + 1, n_epochs), n_epochs, float(done == n_epochs))
-        return fold_dir
-
-    def on_step(self, fold_dir: Path, epoch: int, n_epochs: int, share: float) -> None:
-        """Take note of a step, and of the share of its epoch that is done."""
-        self.places[fold_dir] = epoch, n_epochs
-
-    def give_sign(self) -> None:
-        """Take note that training goes on, though there is nothing to tell."""
-
-    def on_epoch(self, fold_dir: Path, history: Sequence[dict], n_epochs: int) -> None:
-        """Tell of an epoch whose files are written."""
-        self.say(f"{fold_dir.name} {_describe_epoch(history[-1], n_epochs)}")
-
-    def on_end(self, fold_dir: Path, *, failed: bool) -> None:
-        """Take note of a fold that is finished, or that failed."""
-        self.places.pop(fold_dir, None)
-
-    def close(self) -> None:
-        """Take note of the end of all folds."""
 
 
 def train_model(
@@ -108,7 +50,8 @@ def train_model(
     """Train in place, resuming from `fold_dir/last.pth`, and return the history, one row per epoch.
 
     After each epoch: `val_outputs/epoch_N/` with pictures of a few validation cases, `best_unet_model.pth`
-    with the weights to keep, `last.pth` with all that a resume needs, `history.csv`.
+    with the weights to keep, `last.pth` with all that a resume needs, `history.csv`. The caller holds the
+    folder (`files.lock_folder`), so that nobody else writes there.
 
     Args:
         learner: its config says epochs, batch_size, schedule, keep and threshold.
@@ -116,90 +59,81 @@ def train_model(
             one.
         ends_at: the `time.monotonic()` at which the fold should be finished, out-of-fold predictions
             included. The steps that fit are counted at the start and again after each epoch; of epochs and
-            time the shorter counts.
+            time the shorter counts. It is needed where the config has no epochs.
         trained_on: the cases that the weights it starts from were trained on; they are kept with the weights.
         claim: called before the first weights are written; its error keeps them from being written.
         log: is told of each step and epoch; by default a line per epoch is printed.
 
     Raises:
         FloatingPointError: training is no longer finite (see `check_finite`); the last checkpoint is intact.
-        FolderBusy: another process trains in this folder.
         TimeoutError: there is no time for a first step.
-        ValueError: batches of one image, from which this network cannot learn at this size.
+        ValueError: batches of one image, from which this network cannot learn at this size; or no length.
     """
     config, log = learner.config, log or Log()
     _check_single(learner, train)
-    with lock_folder(fold_dir):
-        checkpoint = read_checkpoint(fold_dir / "last.pth")
-        steps_per_epoch = count_batches(len(train), config.batch_size)
-        limit = steps_per_epoch * (config.epochs or _MANY_EPOCHS)
-        history, plan = [], Plan(limit)
-        if checkpoint:
-            history = _complete(checkpoint["history"])
-            plan = Plan(checkpoint["total_steps"], *checkpoint.get("anchor", ()))
-            write_csv(history, fold_dir / "history.csv")  # a kill may have come between the two files
-        done = min(len(history) * steps_per_epoch, plan.total_steps)
+    history = _resume(learner, fold_dir)
+    measure = partial(_time_pace, learner, train, validation, on_case=log.give_sign)
+    planner = Planner(count_batches(len(train), config.batch_size), config.epochs, ends_at, measure)
+    done = min(len(history) * planner.steps_per_epoch, learner.plan.total_steps)
+    if done < learner.plan.total_steps or learner.plan.is_cut:
+        learner.plan = planner.plan(done, learner.plan)
+        _tell_plan(learner.plan, planner, fold_dir.name, len(history), log)
 
-        def fit(pace: Pace) -> Plan:
-            left = fit_steps(ends_at - time.monotonic(), pace, steps_per_epoch)
-            return plan.change(done, min(limit, done + left))
-
-        pace = None
-        if done < plan.total_steps or plan.is_cut:
-            if config.epochs:  # an earlier time may have cut them
-                plan = plan.change(done, limit)
-            if ends_at < math.inf:
-                seconds = 0.05 * (ends_at - time.monotonic())
-                pace = _time_pace(learner, train, validation, max_seconds=seconds, on_case=log.give_sign)
-                plan = fit(pace)
-        if not plan.total_steps:
-            raise TimeoutError(
-                f"no time for a step of {pace.step:.1f} s, a validation of {pace.epoch_end:.1f} s and the "
-                f"out-of-fold predictions of {pace.end:.1f} s; raise budget_minutes or deadline_minutes"
-            )
-        learner.plan = plan
-        if checkpoint:
-            learner.load_state_dict(checkpoint.get("learner", {}))
-        if done < plan.total_steps:
-            n_epochs = math.ceil(plan.total_steps / steps_per_epoch)
-            if history:
-                log.say(f"{fold_dir.name} goes on after epoch {len(history)} of {n_epochs}")
-            if config.epochs and n_epochs < config.epochs:
-                log.say(f"{fold_dir.name} has time for {n_epochs} epochs instead of {config.epochs}")
-
-        written = 0.0  # seconds, of the files of an epoch
-        while done < plan.total_steps:
-            started = time.monotonic()
-            epoch, n_steps = len(history), min(steps_per_epoch, plan.total_steps - done)
-            n_epochs = epoch + math.ceil((plan.total_steps - done) / steps_per_epoch)
-            row = {"epoch": epoch + 1}
-            on_step = partial(log.on_step, fold_dir, epoch + 1, n_epochs)
-            on_step(0.0)
-            steps = range(done, done + n_steps)
-            row |= train_one_epoch(learner, train, steps=steps, seed=(*seed, epoch), on_step=on_step)
-            trained = time.monotonic() - started
-            picture_dir = fold_dir / "val_outputs" / f"epoch_{epoch + 1}"
-            scores = evaluate_model(
-                learner.model,
-                validation,
-                threshold=config.threshold,
-                picture_dir=picture_dir,
-                on_case=log.give_sign,
-            )
-            row |= {"val_dice": float(scores.mean()), "seconds": time.monotonic() - started}
-            history.append(row)
-            done += n_steps
-            if epoch == 0:
-                claim()
-            if pace and done < plan.total_steps:
-                pace = pace.update(step=trained / n_steps, epoch_end=row["seconds"] - trained + written)
-                plan = learner.plan = fit(pace)
-            _write_epoch(learner, history, fold_dir, sorted({*trained_on, *train.describe()}))
-            log.on_epoch(fold_dir, history, n_epochs)
-            written = time.monotonic() - started - row["seconds"]
-        if plan.is_cut:
-            log.say(f"{fold_dir.name} ends here, after {plan.position:.0%} of its schedule: its time is over")
+    written = 0.0  # seconds, of the files of an epoch
+    while done < learner.plan.total_steps:
+        started, epoch = time.monotonic(), len(history)
+        n_epochs = epoch + planner.count_epochs(learner.plan, done)
+        steps = range(done, min(done + planner.steps_per_epoch, learner.plan.total_steps))
+        on_step = partial(log.on_step, fold_dir, epoch + 1, n_epochs)
+        on_step(0.0)
+        row = train_one_epoch(learner, train, steps=steps, seed=(*seed, epoch), on_step=on_step)
+        trained = time.monotonic() - started
+        scores = evaluate_model(
+            learner.model,
+            validation,
+            threshold=config.threshold,
+            picture_dir=fold_dir / "val_outputs" / f"epoch_{epoch + 1}",
+            on_case=log.give_sign,
+        )
+        seconds = time.monotonic() - started
+        history.append({"epoch": epoch + 1, **row, "val_dice": float(scores.mean()), "seconds": seconds})
+        done = steps.stop
+        if epoch == 0:
+            claim()
+        if done < learner.plan.total_steps:
+            planner.correct(step=trained / len(steps), epoch_end=seconds - trained + written)
+            learner.plan = planner.plan(done, learner.plan)
+        _write_epoch(learner, history, fold_dir, sorted({*trained_on, *train.describe()}))
+        log.on_epoch(fold_dir, history, n_epochs)
+        written = time.monotonic() - started - seconds
+    if learner.plan.is_cut:
+        where = f"after {learner.plan.position:.0%} of its schedule: its time is over"
+        log.say(f"{fold_dir.name} ends here, {where}; to go on, delete its oof.npz and run the same again")
     return history
+
+
+def _resume(learner: "Learner", fold_dir: Path) -> list[dict]:
+    """Take over the learner's states and plan from `last.pth`; return the history, empty without one."""
+    checkpoint = read_checkpoint(fold_dir / "last.pth")
+    if not checkpoint:
+        learner.plan = Plan(1)  # until one is made
+        return []
+    learner.load_state_dict(checkpoint.get("learner", {}))
+    learner.plan = Plan(checkpoint["total_steps"], *checkpoint.get("anchor", ()))
+    history = _complete(checkpoint["history"])
+    write_csv(history, fold_dir / "history.csv")  # a kill may have come between the two files
+    return history
+
+
+def _tell_plan(plan: Plan, planner: Planner, fold: str, n_done: int, log: Log) -> None:
+    """Tell that a fold goes on, and that its time is shorter than its epochs."""
+    n_epochs = planner.count_epochs(plan)
+    if n_epochs == n_done:
+        return
+    if n_done:
+        log.say(f"{fold} goes on after epoch {n_done} of {n_epochs}")
+    if planner.epochs and n_epochs < planner.epochs:
+        log.say(f"{fold} has time for {n_epochs} epochs instead of {planner.epochs}")
 
 
 def _write_epoch(learner: "Learner", history: list[dict], fold_dir: Path, trained_on: list[str]) -> None:
@@ -236,12 +170,6 @@ def slim_checkpoint(fold_dir: Path) -> None:
         write_torch(slim, fold_dir / "last.pth")
     if "history" in checkpoint and not (fold_dir / "history.csv").is_file():
         write_csv(_complete(checkpoint["history"]), fold_dir / "history.csv")
-
-
-def _describe_epoch(row: dict, n_epochs: int) -> str:
-    """An epoch's row of the history in a line."""
-    scores = "  ".join(f"{name} {row[name]:.4f}" for name in ("train_soft_dice", "bce", "loss", "val_dice"))
-    return f"epoch {row['epoch']}/{n_epochs}  {scores}  lr {row['lr']:.1e}  {row['seconds']:.1f} s"
 
 
 def find_fold_dirs(run_dir: Path) -> list[Path]:
@@ -289,7 +217,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.transform = TrainTransform(Augment(**config.augmentation()), self.device)
         self.criterion = DiceBCELoss(config.bce_weight)
-        self.plan = Plan(1)  # until training makes one
+        self.plan = Plan(1)
 
     def set_lr(self, step: int) -> float:
         """Set the learning rate of a step by the schedule, which is spread over `plan`; return it."""
@@ -494,8 +422,8 @@ def _time_pace(
     learner: Learner,
     train: TrainingSet,
     validation: TrainingSet,
-    *,
     max_seconds: float,
+    *,
     on_case: Callable[[], object] = lambda: None,
 ) -> Pace:
     """Time a few steps, validations and out-of-fold predictions on a copy that is thrown away.

@@ -123,7 +123,8 @@ if validation:
 # From the plain threshold on, one change at a time: another threshold, smoothing, hole filling, the largest
 # component, a minimum area. The best change is taken if the 95 % bootstrap interval of its gain, paired image
 # by image, lies above zero, and the search goes on from there. The table shows what each change alone is
-# worth. For this search, and for nothing else, large images are made smaller.
+# worth. Search and table look at images of at most 512 pixels (or twice the network's), made smaller where
+# they are larger; all other scores are at each image's own size.
 
 # %%
 if validation:

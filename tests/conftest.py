@@ -49,6 +49,17 @@ def threads():
     assert torch.get_num_threads() == before
 
 
+@pytest.fixture
+def cores(monkeypatch):
+    """A function that lets this process, and those that it starts, believe in so many cores."""
+
+    def pretend(n: int) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(n)), raising=False)
+        monkeypatch.setenv("OMP_NUM_THREADS", str(n))
+
+    return pretend
+
+
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory) -> Path:
     """Root of a phantom of 24 train and 4 test images; not to be written to."""

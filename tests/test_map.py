@@ -35,8 +35,9 @@ IMPORTS = {
     "losses": set(),
     "metrics": set(),
     "schedule": set(),
-    "train": {"augment", "config", "data", "device", "files", "losses", "metrics", "predict", "schedule"}
-    | {"seeds", "transforms", "weights"},
+    "log": set(),
+    "train": {"augment", "config", "data", "device", "files", "log", "losses", "metrics", "predict"}
+    | {"schedule", "seeds", "transforms", "weights"},
     "predict": {"contest", "data", "device", "files", "metrics", "postprocess", "transforms"},
     "postprocess": {"files", "metrics", "transforms"},
     "submission": {"contest", "data", "files"},
@@ -49,11 +50,11 @@ IMPORTS = {
     "page": {"files", "plots"},
     "report": {"config", "data", "files", "metrics", "page", "plots", "postprocess", "predict", "train"},
     "fingerprint": {"data", "files"},
-    "progress": {"plots", "train"},
+    "progress": {"log", "plots", "train"},
     "runs": {"config", "contest", "data", "files", "fingerprint", "folders", "model", "paths"}
     | {"live", "transforms", "weights"},
-    "workers": {"device", "files", "train"},
-    "folds": {"config", "data", "device", "files", "fingerprint", "live", "model", "paths", "predict"}
+    "workers": {"device", "files", "log"},
+    "folds": {"config", "data", "device", "files", "fingerprint", "live", "log", "model", "paths", "predict"}
     | {"progress", "runs", "schedule", "seeds", "shared", "split", "train", "weights", "workers"},
     "compare": {"data", "files", "fingerprint", "folds", "page", "paths", "plots", "postprocess"}
     | {"predict", "runs", "train"},

@@ -9,8 +9,8 @@ import pytest
 from ctseg import live, progress
 from ctseg.files import write_csv, write_text
 from ctseg.live import is_live, leave_notebook
+from ctseg.log import Log
 from ctseg.progress import Display
-from ctseg.train import Log
 
 PLACES = ("JPY_SESSION_NAME", "VSCODE_PID", "KAGGLE_KERNEL_RUN_TYPE")
 

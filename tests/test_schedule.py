@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ctseg.schedule import Pace, Plan, Timetable, find_deadline, fit_steps, one_cycle
+from ctseg.schedule import Pace, Plan, Planner, Timetable, find_deadline, fit_steps, one_cycle
 
 
 def count_seconds(steps, pace, steps_per_epoch):
@@ -30,8 +30,37 @@ def test_no_time_left_has_no_steps():
     assert fit_steps(-100.0, Pace(1, 1, 1), 3) == 0
 
 
-def test_a_pace_that_is_measured_counts_as_much_as_what_was_thought_before():
-    assert Pace(1, 2, 3).update(step=3, epoch_end=4) == Pace(2, 3, 3)
+def test_a_pace_that_is_measured_counts_as_much_as_what_was_thought_before(monkeypatch):
+    monkeypatch.setattr("ctseg.schedule.time", SimpleNamespace(monotonic=lambda: 0.0))
+    planner = Planner(40, epochs=None, ends_at=99.0, measure=lambda seconds: Pace(1, 2, 3))
+    assert planner.plan(0, Plan(1)).total_steps == 90  # 2 * (40 + 2) + 10 + 2 + 3
+    planner.correct(step=3, epoch_end=4)  # now 2 and 3 seconds: 40 * 2 + 3, 5 * 2 + 3, 3
+    assert planner.plan(40, Plan(90)).total_steps == 85
+
+
+def test_of_epochs_and_time_the_shorter_counts(monkeypatch):
+    monkeypatch.setattr("ctseg.schedule.time", SimpleNamespace(monotonic=lambda: 50.0))
+
+    def plan(epochs, ends_at, done=0, before=None):
+        planner = Planner(40, epochs, ends_at, lambda seconds: given.append(seconds) or Pace(1, 2, 8))
+        return planner.plan(done, before or Plan(1)).total_steps
+
+    given = []
+    assert plan(epochs=3, ends_at=math.inf) == 120 and not given
+    assert plan(epochs=3, ends_at=150.0) == plan(epochs=None, ends_at=150.0) == 86  # 2 * (40 + 2) + 6 + 2 + 8
+    assert given == [1.0, 1.0]
+    assert plan(epochs=2, ends_at=150.0) == 80
+    assert plan(epochs=3, ends_at=150.0, done=40, before=Plan(120)) == 120
+    assert plan(epochs=3, ends_at=60.0, done=40, before=Plan(120)) == 40
+    with pytest.raises(TimeoutError, match="no time for a step of 1.0 s"):
+        plan(epochs=3, ends_at=60.0)
+    given.clear()
+    with pytest.raises(TimeoutError, match="no time left to begin"):
+        plan(epochs=3, ends_at=50.0)
+    assert plan(epochs=3, ends_at=49.0, done=40, before=Plan(120)) == 40
+    assert not given  # where the time is over, nothing is measured
+    with pytest.raises(ValueError, match="neither epochs nor a time"):
+        plan(epochs=None, ends_at=math.inf)
 
 
 @pytest.mark.parametrize("total_steps", [1, 2, 4, 5, 9, 1000])

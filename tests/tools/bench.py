@@ -38,7 +38,7 @@ from ctseg.folds import assign_folds, train_fold
 from ctseg.paths import find_run_dir
 from ctseg.plots import new_axes
 from ctseg.postprocess import PostProcess, choose_postprocess, choose_without, score_own
-from ctseg.predict import ORIENTATIONS, OutOfFold, predict_probabilities
+from ctseg.predict import ORIENTATIONS, OutOfFold, predict_probabilities, predict_training_set
 from ctseg.runs import make_config, make_dataset, make_network
 from ctseg.seeds import make_generator
 from ctseg.submission import decode_rle, encode_rle
@@ -138,7 +138,9 @@ def bench_waiting(config: Config) -> None:
     steps = count_batches(len(training_set) - len(validation), n)
     share = seconds / (seconds + steps * step)
     what = f"{seconds:.2f} s for {len(validation)} images, after {steps} steps of {1000 * step:.0f} ms"
-    print(f"validation: {what}: {share:.1%} of an epoch", flush=True)
+    predicting = measure(lambda: list(predict_training_set(learner.model, validation)))
+    scoring = f"without the network {1000 * (seconds - predicting) / len(validation):.1f} ms an image"
+    print(f"validation: {what}: {share:.1%} of an epoch; {scoring}", flush=True)
     bench_choice(training_set)
 
 

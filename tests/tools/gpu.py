@@ -27,10 +27,11 @@ from ctseg.data import load_training_set
 from ctseg.device import check_gpus, find_device
 from ctseg.files import write_json
 from ctseg.folds import train_fold, train_folds
+from ctseg.log import Log
 from ctseg.paths import find_run_dir
 from ctseg.runs import make_config, make_dataset, make_network, open_run
 from ctseg.seeds import make_generator
-from ctseg.train import Learner, Log
+from ctseg.train import Learner
 
 ENCODERS = ("resnet50", "efficientnet_v2_s", "convnext_small")
 TESTS = ("augment", "device", "losses", "metrics", "model", "predict", "train", "transforms", "weights")

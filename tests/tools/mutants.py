@@ -285,8 +285,8 @@ FAULTS = [
     (
         "resume without the schedule's place",
         "train",
-        "steps = range(done, done + n_steps)",
-        "steps = range(n_steps)",
+        "steps = range(done, min(done + planner.steps_per_epoch, learner.plan.total_steps))",
+        "steps = range(min(planner.steps_per_epoch, learner.plan.total_steps - done))",
     ),
     (
         "resume without RNG: augmentation",
@@ -585,8 +585,8 @@ FAULTS = [
     (
         "a busy fold recorded as failed",
         "folds",
-        "    except FolderBusy as error:  #",
-        "    except KeyError as error:  #",
+        "    except FolderBusy as error:\n        log.say",
+        "    except KeyError as error:\n        log.say",
     ),
     (
         "a window for test images kept as training's",
@@ -792,13 +792,26 @@ FAULTS = [
     ),
     ("a resumed fold takes all cores", "folds", "use_threads(_find_threads(last))", "use_threads(None)"),
     ("more threads than cores", "device", "min(n, count_cores()) if n else before", "n or before"),
-    ("folds side by side whatever the memory", "folds", "max(1, min(n_useful, share))", "n_useful"),
+    ("folds side by side whatever the memory", "folds", "max(1, min(n_useful, n_fitting))", "n_useful"),
     (
         "all cores for each of the folds side by side",
         "workers",
-        "_use_threads(n_cores // n_workers)]",
+        "_use_threads(n_threads)]",
         "_use_threads(n_cores)]",
     ),
+    (
+        "less time for the last folds, though they have no more threads",
+        "workers",
+        "_DOUBLED ** math.log2(n_cores // n_last / n_threads)",
+        "_DOUBLED",
+    ),
+    (
+        "all memory planned by each run of a sweep",
+        "folds",
+        "_MEMORY_SHARE * count_cores() / count_cores(of_machine=True)",
+        "_MEMORY_SHARE",
+    ),
+    ("the pace measured when the time is over", "schedule", "if not pace and left > 0:", "if not pace:"),
     ("no worker is ever taken for hung", "workers", "if self.waited > self.silence:", "if False:"),
     ("a worker that gives signs is killed", "workers", "watch.note_sign()", "pass"),
     ("workers outlive an error", "workers", "                self.stop()\n", ""),
@@ -816,7 +829,12 @@ FAULTS = [
         "np.linspace(0, len(validation) - 1, n).round().astype(int)",
         "np.arange(n)",
     ),
-    ("a plan that is never looked at again", "train", "plan = learner.plan = fit(pace)", "pass"),
+    (
+        "a plan that is never looked at again",
+        "train",
+        "learner.plan = planner.plan(done, learner.plan)\n        _write",
+        "pass\n",
+    ),
     (
         "a choice on the network's own pixels",
         "predict",
