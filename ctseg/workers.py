@@ -21,7 +21,7 @@ from ctseg.log import STEP_LINE
 
 # `strong` on two cores of an Intel Xeon (AVX2): an epoch takes 50 s with both, 75 s with one and a neighbor.
 _DOUBLED = 0.67  # the time of a fold with twice the threads; taken to be the same for every doubling
-# glibc's allocator keeps what is freed, in blocks of up to 32 MB, for the next step and does not give it back:
+# glibc's allocator keeps what is freed, in blocks of up to 32 MB, and does not give it back:
 # a step of `strong` on one core takes 340 ms in place of 370, with 0.4 times the page faults.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 STOPPED = 130  # the status of a program that Ctrl-C ended
