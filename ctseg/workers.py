@@ -19,8 +19,8 @@ from ctseg.device import THREAD_VARIABLES, count_cores
 from ctseg.files import FolderBusy
 from ctseg.log import STEP_LINE
 
-# `strong` on two cores of an Intel Xeon (AVX2): an epoch takes 50 s with both, 75 s with one and a neighbor.
-_DOUBLED = 0.67  # the time of a fold with twice the threads; taken to be the same for every doubling
+# `strong` on two cores of an Intel Xeon (AVX2): an epoch takes 42 s with both, 69 s with one and a neighbor.
+_DOUBLED = 0.61  # the time of a fold with twice the threads; taken to be the same for every doubling
 # glibc's allocator keeps what is freed, in blocks of up to 32 MB, and does not give it back:
 # a step of `strong` on one core takes 340 ms in place of 370, with 0.4 times the page faults.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
@@ -54,7 +54,7 @@ class Stage:
 def plan_stages(folds: Sequence[int], *, n_gpus: int, n_useful: int) -> list[Stage]:
     """Divide folds among several GPUs, or among `n_useful` cores of a CPU; the last ones share the cores.
 
-    A fold for each core is faster than a fold with all cores: 1.3 times where `_DOUBLED` was measured. Folds
+    A fold for each core is faster than a fold with all cores: 1.2 times where `_DOUBLED` was measured. Folds
     side by side have as many threads each, or their bits would hang on which began first; cores that are left
     over are idle.
 
