@@ -69,11 +69,12 @@ def plan_stages(folds: Sequence[int], *, n_gpus: int, n_useful: int) -> list[Sta
         return [Stage(folds, [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in find_gpus(n_workers)])]
     n_last = len(folds) % n_workers
     whole, last = folds[: len(folds) - n_last], folds[len(folds) - n_last :]
-    n_threads = n_cores // n_workers
+    n_threads = max(1, n_cores // n_workers)
     stages = [Stage(whole, n_workers * [_use_threads(n_threads)])]
     if last:
-        weight = _DOUBLED ** math.log2(n_cores // n_last / n_threads)
-        stages.append(Stage(last, n_last * [_use_threads(n_cores // n_last)], weight))
+        n_more = max(1, n_cores // n_last)
+        weight = _DOUBLED ** math.log2(n_more / n_threads)
+        stages.append(Stage(last, n_last * [_use_threads(n_more)], weight))
     return stages
 
 

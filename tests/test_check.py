@@ -677,7 +677,7 @@ def test_three_in_five_shifted_real_masks_and_an_inverted_are_found():
     assert np.mean(np.array(gains) > check._SHIFT_GAIN) > 0.6
     thumbnails = {image_id: make_thumbnail(mask) for image_id, mask in masks.items()}
     name = cases[0].image_id
-    found = check._check_inverted(thumbnails | {name: 1 - thumbnails[name]})
+    found = check._check_inverted("masks", thumbnails | {name: 1 - thumbnails[name]})
     assert [row["file"] for row in found] == [name]
 
 

@@ -802,7 +802,7 @@ FAULTS = [
     (
         "less time for the last folds, though they have no more threads",
         "workers",
-        "_DOUBLED ** math.log2(n_cores // n_last / n_threads)",
+        "_DOUBLED ** math.log2(n_more / n_threads)",
         "_DOUBLED",
     ),
     (
