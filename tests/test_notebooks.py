@@ -287,7 +287,7 @@ def test_papermill_explains_every_parameter(workplace):
     explained = papermill(workplace, "--help-notebook", "notebooks/03_train.ipynb").stdout
     for parameter in PARAMETERS:
         assert f"{parameter}: " in explained
-    assert "wall minutes of this notebook" in explained
+    assert "wall minutes from loading to predictions" in explained
 
 
 def test_a_notebook_runs_as_a_script_too(workplace, phantom):
