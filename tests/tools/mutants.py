@@ -285,8 +285,8 @@ FAULTS = [
     (
         "resume without the schedule's place",
         "train",
-        "steps = range(done, min(done + planner.steps_per_epoch, learner.plan.total_steps))",
-        "steps = range(min(planner.steps_per_epoch, learner.plan.total_steps - done))",
+        "train, steps=steps, seed",
+        "train, steps=range(len(steps)), seed",
     ),
     (
         "resume without RNG: augmentation",
