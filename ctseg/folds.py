@@ -82,7 +82,8 @@ def train_folds(
     if config.weights == "default" and not is_begun(run_dir):
         make_network(config)  # one download, and not one of each worker
     try:
-        if n := len(stages[0].environments):
+        is_done = all(map(_is_finished, log.fold_dirs.values()))
+        if (n := len(stages[0].environments)) and not is_done:
             log.say(f"{n} folds at a time, in a process each")
         for stage in stages:
             pool = WorkerPool(stage.environments) if stage.environments else None
