@@ -833,7 +833,7 @@ FAULTS = [
         "a plan that is never looked at again",
         "train",
         "learner.plan = planner.plan(done, learner.plan)\n        _write",
-        "pass\n",
+        "pass\n        _write",
     ),
     (
         "a choice on the network's own pixels",
