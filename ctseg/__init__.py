@@ -25,7 +25,7 @@ The flow, in the order in which an image passes; start reading at `train.train_m
     losses.py       BCE and soft Dice on logits
     metrics.py      Dice of each image, intervals for the mean
     schedule.py     how long training lasts, and its learning rate on the way
-    log.py          what training tells, in lines
+    log.py          what training prints, here and in worker processes
     train.py        the loop, its checkpoint, its validation
     predict.py      probabilities with TTA, masks, out-of-fold predictions
     postprocess.py  candidates, choice by evidence, cross-fit

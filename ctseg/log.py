@@ -1,4 +1,4 @@
-"""What training tells whoever watches, in lines: here, and from a process that trains for another one."""
+"""What training prints: here, and in a worker process for the one above it."""
 
 import re
 import time

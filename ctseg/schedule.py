@@ -101,7 +101,7 @@ class Planner:
         steps_per_epoch: of a whole epoch.
         epochs: their number; None where only the time counts.
         ends_at: the `time.monotonic()` at which all should be finished; infinity for no limit.
-        measure: takes about so many seconds to find out the pace; it is called if there is a limit.
+        measure: finds out the pace in about the seconds that it is given; called only where time is a limit.
 
     Raises:
         ValueError: neither epochs nor a time.
@@ -139,7 +139,7 @@ class Planner:
         return before.change(done, limit)
 
     def correct(self, *, step: float, epoch_end: float) -> None:
-        """Correct the pace by an epoch's, if it counts: half of what was thought before stays."""
+        """Correct the pace, if there is one, by an epoch's seconds: half of what was thought before stays."""
         if self._pace:
             step, epoch_end = (self._pace.step + step) / 2, (self._pace.epoch_end + epoch_end) / 2
             self._pace = self._pace._replace(step=step, epoch_end=epoch_end)

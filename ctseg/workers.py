@@ -61,21 +61,26 @@ def plan_stages(folds: Sequence[int], *, n_gpus: int, n_useful: int) -> list[Sta
     >>> [(stage.folds, len(stage.environments)) for stage in plan_stages(range(5), n_gpus=0, n_useful=2)]
     [(range(0, 4), 2), (range(4, 5), 1)]
     """
-    n_workers, n_cores = min(len(folds), n_gpus or n_useful), count_cores()
+    n_workers = min(len(folds), n_gpus or n_useful)
     if n_workers == 1:
         return [Stage(folds)]
     if n_gpus:
-        threads = _use_threads(max(1, n_cores // n_workers))
+        threads = _use_threads(_count_threads(n_workers))
         return [Stage(folds, [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in find_gpus(n_workers)])]
     n_last = len(folds) % n_workers
     whole, last = folds[: len(folds) - n_last], folds[len(folds) - n_last :]
-    n_threads = max(1, n_cores // n_workers)
+    n_threads = _count_threads(n_workers)
     stages = [Stage(whole, n_workers * [_use_threads(n_threads)])]
     if last:
-        n_more = max(1, n_cores // n_last)
+        n_more = _count_threads(n_last)
         weight = _DOUBLED ** math.log2(n_more / n_threads)
         stages.append(Stage(last, n_last * [_use_threads(n_more)], weight))
     return stages
+
+
+def _count_threads(n_workers: int) -> int:
+    """How many threads each of several processes has, side by side."""
+    return max(1, count_cores() // n_workers)
 
 
 def _use_threads(n: int) -> dict[str, str]:

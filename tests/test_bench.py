@@ -30,6 +30,7 @@ def test_the_bench_prints_its_figures_and_writes_the_curve(phantom, tmp_path, mo
         r"prediction, tta d4: ",
         r"the host's work: \d+\.\d ms a batch of \d+ at 32, \d",
         r"validation: .* s for 5 images, after \d+ steps of \d+ ms: \d+\.\d% of an epoch",
+        r"of an epoch; without the network -?\d+\.\d ms an image",
         r"choice of a post-processing, 24 images: \d+ s, \d+ s for the final scores",
         r"run-length code of 12 megapixels: \d+ ms",
         r"fold 0, \d+ s of training, \d+ epochs: validation Dice 0\.\d{4}",

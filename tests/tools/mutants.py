@@ -797,7 +797,7 @@ FAULTS = [
         "all cores for each of the folds side by side",
         "workers",
         "_use_threads(n_threads)]",
-        "_use_threads(n_cores)]",
+        "_use_threads(count_cores())]",
     ),
     (
         "less time for the last folds, though they have no more threads",
