@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run lab compare sweep check predict download kernel push output submit test lint test-kernel test-browser kill fuzz mutants bench sync in-sync clean
+.PHONY: help setup run lab compare average sweep check predict download kernel push output submit test lint test-kernel test-browser kill fuzz mutants bench sync in-sync clean
 
 PYTHON3 ?= python3
 VENV ?= .venv
@@ -31,7 +31,7 @@ $(VENV)/.ctseg: pyproject.toml
 	$(PYTHON) $(INSTALL) --editable ".[test]"
 	touch $@
 
-run: setup ## all notebooks on DATA (or the phantom) into runs/RUN; PRESET=quick|baseline|strong ARGS="-p lr 0.001"
+run: setup ## all notebooks on DATA (or the phantom) into runs/RUN; PRESET=quick|strong|gpu ARGS="-p lr 0.001"
 	$(PYTHON) -m ctseg.execute $(PARAMETERS)
 	@$(PYTHON) -m ctseg.report "runs/$(RUN)"
 
@@ -45,6 +45,11 @@ $(VENV)/.ctseg-lab: pyproject.toml | setup
 compare: setup ## runs on the same data, ranked, and where they differ most: RUNS="a b"
 	$(if $(RUNS),,$(error RUNS="a b" is required))
 	@$(PYTHON) -m ctseg.compare $(RUNS)
+
+average: setup ## notebook 04 on the mean of trained runs, RUNS="a b", into runs/RUN
+	$(if $(RUNS),,$(error RUNS="a b" is required))$(if $(filter file,$(origin RUN)),$(error RUN=name is required))
+	$(PYTHON) -m ctseg.execute --only 04_postprocess_submit -r run "$(RUN)" -r runs "$$(echo $(RUNS) | tr ' ' ',')" $(ARGS)
+	@$(PYTHON) -m ctseg.report "runs/$(RUN)"
 
 sweep: setup ## a run for each combination of the lists in GRID=grid.yaml, ranked; SWEEP= JOBS= SCHEDULER= or ARGS="-p lr 1e-3,5e-4"
 	@$(PYTHON) -m ctseg.sweep $(if $(GRID),"$(GRID)") $(if $(DATA),-r data_root "$(DATA)") $(if $(SWEEP),--sweep "$(SWEEP)") \

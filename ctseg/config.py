@@ -45,6 +45,7 @@ class Config(Contest):
     preset: str = "baseline"
     data_root: str = ""  # folder of the data set; "phantom"; "" searches
     run: str = ""  # folder below runs/; "" makes a name from the settings
+    runs: str = ""  # trained runs, as "a,b", whose predictions 04 averages
     predict_folder: str = ""  # folder of images to predict instead of the contest's test images
     use_unfinished: bool = False  # make do with the epochs that unfinished folds have, in 04
     fold: int | None = _number(None, 0, 99)  # one of 0 … n_folds - 1, None for all
@@ -149,7 +150,7 @@ def list_changes(config: Config) -> dict[str, tuple[Any, Any]]:
 NAMES = tuple(entry.name for entry in fields(Config))
 CONTEST_FACTS = tuple(entry.name for entry in fields(Contest))
 _NOT_STORED = {"fold", "data_root", "predict_folder", "use_unfinished", "deadline_minutes"}
-_NO_SETTINGS = {*_NOT_STORED, "run", "weights_digest", *CONTEST_FACTS}
+_NO_SETTINGS = {*_NOT_STORED, "run", "runs", "weights_digest", *CONTEST_FACTS}
 _OPTIONS = {entry.name: entry.metadata["options"] for entry in fields(Config) if "options" in entry.metadata}
 _TYPES = {
     name: get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -210,10 +211,26 @@ _STRONG = {
     "lr": 1e-3,
     "tta": "d4",
 }
+_GPU = {  # two T4s of Kaggle; see the README for what it costs
+    "encoder": "efficientnet_v2_s",  # its first stages are plain 3 x 3 convolutions, fast in half precision
+    "weights": "default",
+    "n_folds": 6,  # even, for two GPUs
+    "epochs": 60,
+    "target_size": 384,  # what the encoder was made for
+    "width": 32,
+    "bottleneck_dropout": 0.0,
+    "decoder_dropout": 0.0,
+    "batch_size": 16,  # smaller ones leave a GPU waiting for its kernels' launch
+    "lr": 5e-4,
+    "weight_decay": 0.02,
+    "clip_norm": 1.0,  # half precision
+    "tta": "d4",
+}
 PRESETS = {
     "baseline": {},  # the reference: 25 hours on its CPU
     "quick": _MODERN | _QUICK,  # from scratch in minutes on two CPU cores
-    "strong": _MODERN | _STRONG,  # the best we know, from ImageNet weights
+    "strong": _MODERN | _STRONG,  # the best we know for a CPU, from ImageNet weights
+    "gpu": _MODERN | _GPU,  # for GPUs, an hour on two of them
 }
 _DEFAULT_PRESET = "quick"
 

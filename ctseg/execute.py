@@ -84,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not paths:
             raise ValueError(f"no notebook {given.only!r} in {root / 'notebooks'}")
         predicts = bool(parameters.get("predict_folder"))
-        if predicts and not given.only:
-            raise ValueError("predict_folder is for notebook 04 alone; make predict IMAGES=folder runs it")
+        alone = {"predict_folder": "make predict IMAGES=folder", "runs": "make average"}
+        for name in [] if given.only else filter(parameters.get, alone):
+            raise ValueError(f"{name} is for notebook 04 alone; {alone[name]} runs it")
         run_dir = find_run_dir(read_config(**parameters).run)
         check_pairs(root)
         for path in paths:

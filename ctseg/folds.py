@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ctseg.config import Config
-from ctseg.data import TrainingSet, find_window, load_training_set
+from ctseg.data import SegmentationDataset, TrainingSet, find_window, load_training_set
 from ctseg.device import count_cores, find_device, find_free_memory, keep_near, use_threads
 from ctseg.files import FolderBusy, lock_folder, print_anywhere, write_text
 from ctseg.fingerprint import check_still_kept, is_begun, read_folds, write_training_data
@@ -27,9 +27,9 @@ from ctseg.live import is_live, leave_notebook
 from ctseg.log import Log, Relay
 from ctseg.model import UNet
 from ctseg.paths import find_file
-from ctseg.predict import write_oof
+from ctseg.predict import Predictor, write_oof
 from ctseg.progress import Display
-from ctseg.runs import check_settings, make_dataset, make_network, measure_step_memory
+from ctseg.runs import check_settings, make_dataset, make_network, make_transform, measure_step_memory
 from ctseg.schedule import Timetable, find_deadline
 from ctseg.seeds import make_seed
 from ctseg.shared import map_shared, write_shared
@@ -424,6 +424,14 @@ def find_oof(config: Config, run_dir: Path) -> list[Path]:
             network = make_network(config, fold_dir / "best_unet_model.pth").to(find_device())
             write_oof(fold_dir / _UNFINISHED, network, validation, tta=config.tta, threshold=config.threshold)
     return [fold_dir / (_UNFINISHED if fold_dir in unfinished else "oof.npz") for fold_dir in fold_dirs]
+
+
+def load_predictor(config: Config, run_dir: Path, dataset: SegmentationDataset) -> Predictor:
+    """The kept networks of a run, and the images of a data set as they see them."""
+    given = config.window_low, config.window_high
+    window = dataset.window if None in given else given
+    own = SegmentationDataset(dataset.cases, make_transform(config), window)
+    return Predictor(load_folds(config, run_dir), own, config.tta)
 
 
 def load_folds(config: Config, run_dir: Path) -> list[UNet]:

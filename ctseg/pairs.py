@@ -27,6 +27,7 @@ _EMPTY = {
     "data_root": "",
     "run": "",
     "predict_folder": "",
+    "runs": "",
     "use_unfinished": False,
 }  # defaults other than None
 

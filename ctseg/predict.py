@@ -4,7 +4,7 @@ import copy
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -77,27 +77,48 @@ def predict_training_set(
         yield from predict_probabilities(model, training_set.pixels[rows, :3], tta=tta).numpy()
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """Networks that see a data set's images in the same way: those of a run."""
+
+    networks: Sequence[nn.Module]
+    dataset: SegmentationDataset
+    tta: str = "none"
+
+    def predict(self, indices: Iterable[int]) -> tuple[np.ndarray, Sequence[Letterbox]]:
+        """The mean probability over networks and orientations, float32 (B, S, S), and the letterboxes."""
+        images, _, letterboxes = zip(*map_threads(self.dataset.__getitem__, indices))
+        batch = torch.stack(images)
+        # (networks, B, S, S)
+        each = torch.stack([predict_probabilities(network, batch, tta=self.tta) for network in self.networks])
+        return each.mean(dim=0).numpy(), letterboxes
+
+
 def predict_cases(
-    models: Sequence[nn.Module], dataset: SegmentationDataset, *, tta: str = "none", batch_size: int = 8
+    predictors: Sequence[Predictor], *, batch_size: int = 8
 ) -> Iterator[tuple[Case, np.ndarray, Letterbox]]:
-    """Yield (case, probability float32 (S, S), its letterbox), the mean over models and orientations.
+    """Yield (case, probability float32 (S, S), its letterbox), the mean over predictors of the same cases.
 
     Holds one batch at a time, however many images there are.
     """
-    for start in range(0, len(dataset), batch_size):
-        indices = range(start, min(start + batch_size, len(dataset)))
-        images, _, letterboxes = zip(*map_threads(dataset.__getitem__, indices))
-        batch = torch.stack(images)
-        # (models, B, S, S)
-        each = torch.stack([predict_probabilities(model, batch, tta=tta) for model in models])
-        yield from zip((dataset.cases[index] for index in indices), each.mean(dim=0).numpy(), letterboxes)
+    cases = predictors[0].dataset.cases
+    for start in range(0, len(cases), batch_size):
+        indices = range(start, min(start + batch_size, len(cases)))
+        maps, letterboxes = zip(*[predictor.predict(indices) for predictor in predictors])
+        for index, *each in zip(indices, zip(*maps), zip(*letterboxes)):
+            largest = max(each[1], key=lambda letterbox: letterbox.target_size)
+            yield cases[index], _average(*each, largest), largest
 
 
-def predict_masks(
-    models: Sequence[nn.Module], dataset: SegmentationDataset, chosen: PostProcess, *, tta: str = "none"
-) -> Iterator[tuple[str, np.ndarray]]:
+def _average(maps: Sequence[np.ndarray], letterboxes: Sequence[Letterbox], largest: Letterbox) -> np.ndarray:
+    """The mean of maps of one image, float32 (S, S) each in its own square, in one of the squares."""
+    moved = [letterbox.transfer(each, largest) for each, letterbox in zip(maps, letterboxes)]
+    return np.mean(moved, axis=0)
+
+
+def predict_masks(predictors: Sequence[Predictor], chosen: PostProcess) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (image_id, mask), bool (H, W) at the image's own size."""
-    for case, probability, letterbox in predict_cases(models, dataset, tta=tta):
+    for case, probability, letterbox in predict_cases(predictors):
         yield case.image_id, make_mask(probability, letterbox, chosen)
 
 
@@ -226,6 +247,35 @@ class OutOfFold:
         self.folds = np.arange(counts[0]) % 5 if len(files) == 1 else np.repeat(np.arange(len(files)), counts)
         self._packed_masks: dict[int, bytes] = {}
         self._scores: dict[PostProcess, np.ndarray] = {}
+
+    @staticmethod
+    def average(members: Sequence["OutOfFold"]) -> "OutOfFold":
+        """The mean of several runs' predictions, image by image, in the largest run's square.
+
+        An image that some of them lack has the mean of the others. Each image's fold is that of the first run
+        that has it.
+        """
+        if len(members) == 1:
+            return members[0]
+        places: dict[str, list[tuple[OutOfFold, int]]] = {}
+        for member in members:
+            for index, case in enumerate(member.cases):
+                places.setdefault(case.image_id, []).append((member, index))
+        side = max(member.probabilities.shape[-1] for member in members)
+        firsts = [found[0] for found in places.values()]
+        mean = copy.copy(members[0])
+        mean.cases = [member.cases[index] for member, index in firsts]
+        sizes = [member.letterboxes[index].original_size for member, index in firsts]
+        mean.letterboxes = [make_letterbox(size, side) for size in sizes]
+        mean.folds = np.array([member.folds[index] for member, index in firsts])
+        mean._packed_masks, mean._scores = {}, {}
+
+        mean.probabilities = np.empty((len(mean.cases), side, side), np.uint8)
+        for row, (found, letterbox) in enumerate(zip(places.values(), mean.letterboxes)):
+            maps = [member.probabilities[index].astype(np.float32) for member, index in found]
+            squares = [member.letterboxes[index] for member, index in found]
+            mean.probabilities[row] = _average(maps, squares, letterbox).round()
+        return mean
 
     def shrink(self, side: int = 512) -> "OutOfFold":
         """The same predictions on images whose longer side has at most `side` pixels, or twice the square's.

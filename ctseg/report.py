@@ -146,7 +146,7 @@ def write_report(run_dir: Path) -> Path:
     sections = [
         _show_scores(summary),
         _show_cases(run_dir, "Examples", ("typical", "lowest")),
-        _show_curves(histories),
+        _show_curves(histories) if histories else "",
         _show_cases(run_dir, "The next worst cases", ("worst",)),
         _show_settings(config, summary),
         "<h2>Figures of the notebooks</h2>",
@@ -215,18 +215,22 @@ def _show_curves(histories: Mapping[int, Sequence[Mapping]]) -> str:
 
 
 def _show_settings(config: Config, summary: Mapping) -> str:
-    """The settings that differ from the preset, and what the run was made with."""
+    """The settings that differ from the preset, or the runs of an average, and what the run was made with."""
     rows = [
         {"setting": name, "this run": _shorten(name, value), config.preset: str(expected)}
         for name, (value, expected) in list_changes(config).items()
     ]
+    title = f"Settings other than those of {config.preset}"
     text = tabulate(rows, max_rows=len(rows)) if rows else "<p>None: all settings are the preset's.</p>"
+    if config.runs:
+        title = "The mean of several runs"
+        text = f"<p>Of {html.escape(config.runs)}; each one's settings are in its own report.</p>"
     minutes = [f"{name} {seconds / 60:.1f} min" for name, seconds in summary["train_seconds"].items()]
     made = {"training": ", ".join(minutes), "device": summary["device"], **summary["versions"]}
     made |= {"commit": summary["git_commit"]}
     lines = [{"": name, "value": str(value)} for name, value in made.items()]
     made_with = fold_away("Made with", tabulate(lines))
-    return f"<h2>Settings other than those of {config.preset}</h2>{text}{made_with}"
+    return f"<h2>{title}</h2>{text}{made_with}"
 
 
 def _shorten(name: str, value: Any) -> str:

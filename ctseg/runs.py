@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 from ctseg.config import CONTEST_FACTS, NAMES, Config, check_names, fill_settings
 from ctseg.contest import A0, KAGGLE_INPUT
@@ -125,10 +126,52 @@ def make_config(**parameters: Any) -> Config:
 def read_config(**parameters: Any) -> Config:
     """As `make_config`, but nothing is looked for but the run, and nothing filled in."""
     stored = _read_stored(parameters.get("run")) or {}
+    if runs := parameters.get("runs") or stored.get("runs"):
+        return _read_average(runs, parameters, stored)
     if stored and not is_begun(find_run_dir(str(parameters["run"]))):
         # What was tried before a fold has weights is not what the run says.
         stored = {name: value for name, value in stored.items() if name in CONTEST_FACTS}
     return Config(**fill_settings(parameters, stored))
+
+
+def _read_average(runs: Any, parameters: Mapping[str, Any], stored: Mapping[str, Any]) -> Config:
+    """The config of an average of runs: the first one's settings, a name of its own, the facts that it keeps.
+
+    Raises:
+        ValueError: a name that is repeated or the average's own, a run without trained folds, or settings.
+    """
+    names = _split_names(runs)
+    run = str(parameters.get("run") or "+".join(names).replace("/", "-"))
+    for name in names:
+        if not is_begun(find_run_dir(name)):
+            raise ValueError(f"parameter runs: {name!r} is no run with trained folds below {_find_runs()}")
+    if len({*names, run}) <= len(names):
+        raise ValueError(
+            f"parameter runs: got {runs!r} for the run {run!r}; expected each once, and another name for it"
+        )
+    facts = {name: stored[name] for name in CONTEST_FACTS if name in stored}
+    base = _read_stored(names[0]) | facts
+    config = Config(**fill_settings({**parameters, "run": run, "runs": runs}, base))
+    changed = [name for name, value in config.settings().items() if value != Config(**base).settings()[name]]
+    if changed:
+        raise ValueError(f"parameter {changed[0]}: runs {runs!r} have their own settings; leave it out")
+    return config
+
+
+def _split_names(runs: str) -> list[str]:
+    """The names in "a,b"; one that has commas, as those of a sweep, is known by its folder."""
+    parts, names = [part.strip() for part in runs.split(",")], []
+    while parts:
+        lengths = range(len(parts), 1, -1)
+        length = next((n for n in lengths if (_find_runs() / ",".join(parts[:n])).is_dir()), 1)
+        names.append(",".join(parts[:length]))
+        del parts[:length]
+    return [name for name in names if name]
+
+
+def _find_runs() -> Path:
+    """The folder of all runs."""
+    return find_repository() / "runs"
 
 
 def _read_stored(run: Any) -> dict[str, Any] | None:
@@ -176,8 +219,9 @@ def _find_data(config: Config) -> Path:
     """The data root; without an explicit one the run's last place, the usual ones, at last the phantom."""
     if config.data_root:
         return find_data_root(config.data_root, config)
-    begun = bool(config.run) and is_begun(find_run_dir(config.run))
-    last = _read_place(config.run)
+    name = (_split_names(config.runs) or [config.run])[0]
+    begun = bool(name) and is_begun(find_run_dir(name))
+    last = _read_place(name)
     try:
         root = _find_again(config, last) if last else find_data_root("", config)
     except FileNotFoundError:
@@ -242,6 +286,11 @@ def open_run(config: Config, *, trains: bool = True) -> Path:
     """
     run_dir = find_run_dir(config.run)
     stored = _read_stored(config.run) or {}
+    if config.runs and (trains or is_begun(run_dir)):
+        raise ValueError(
+            f"parameter runs: got {config.runs!r}; they are for 04, and for a run without folds of its own; "
+            "leave them out, or choose another run name"
+        )
     if config.predict_folder and not stored:
         raise FileNotFoundError(
             f"no run {run_dir} to predict new images with; pass the name of a trained run"
@@ -253,7 +302,7 @@ def open_run(config: Config, *, trains: bool = True) -> Path:
         if not config.predict_folder:
             check_training_data(run_dir, find_cases(Path(config.data_root), "train", config))
     elif not trains:
-        content = stored | {name: content[name] for name in ("run", *CONTEST_FACTS)}
+        content = stored | {name: content[name] for name in ("run", "runs", *CONTEST_FACTS)}
     if config.predict_folder:
         return run_dir
     if stored != content:
@@ -264,6 +313,15 @@ def open_run(config: Config, *, trains: bool = True) -> Path:
     if place != _read_place(config.run) and not in_place_of_data:
         write_json({"data_root": place}, run_dir / PLACES)
     return run_dir
+
+
+def find_members(config: Config, run_dir: Path) -> list[tuple[Config, Path]]:
+    """The runs, each opened, whose predictions 04 averages: those of `runs`, else the run itself."""
+    if not config.runs:
+        return [(config, run_dir)]
+    places = {name: getattr(config, name) for name in ("data_root", "predict_folder", "use_unfinished")}
+    members = [make_config(run=name, **places) for name in _split_names(config.runs)]
+    return [(member, open_run(member, trains=False)) for member in members]
 
 
 def keep_format(config: Config, run_dir: Path) -> None:
@@ -313,7 +371,7 @@ def make_dataset(config: Config, subset: str) -> SegmentationDataset:
     train = find_cases(root, "train", config)
     cases = train if subset == "train" else find_cases(root, subset, config)
     window = find_window(train, config.window_low, config.window_high)
-    return SegmentationDataset(cases, _make_transform(config), window)
+    return SegmentationDataset(cases, make_transform(config), window)
 
 
 def find_new_folder(config: Config) -> Path:
@@ -351,10 +409,10 @@ def make_new_dataset(config: Config, run_dir: Path, folder: Path) -> Segmentatio
     ]
     given = config.window_low, config.window_high
     window = read_window(run_dir) if None in given else given
-    return SegmentationDataset(cases, _make_transform(config), window)
+    return SegmentationDataset(cases, make_transform(config), window)
 
 
-def _make_transform(config: Config) -> EvalTransform:
+def make_transform(config: Config) -> EvalTransform:
     """How the run's network sees an image."""
     return EvalTransform(config.target_size, config.weight_channels_by_contrast)
 
@@ -376,6 +434,14 @@ def measure_step_memory(config: Config) -> int:
         network(images)
     weights = sum(parameter.nbytes for parameter in network.parameters())
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) + 3 * weights
+
+
+def count_operations(config: Config) -> int:
+    """Floating-point operations that an image takes in training: three times those of its forward pass."""
+    network = make_network(replace(config, weights="")).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, 3, config.target_size, config.target_size, device="meta"))
+    return 3 * counter.get_total_flops()
 
 
 def make_network(config: Config, weights: Path | None = None) -> UNet:

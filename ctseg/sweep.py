@@ -63,6 +63,7 @@ _REFUSED = {  # and why
     "deadline_minutes": "runs that it cuts short cannot be compared with others; set epochs",
     "run": "a sweep names its runs; name the sweep with SWEEP=",
     "predict_folder": "a sweep predicts no new images",
+    "runs": "a sweep trains its runs; average them afterwards with make average",
     "use_unfinished": "a sweep finishes its folds",
 }
 # Without what is used after training only: notebook 04 chooses the threshold itself.

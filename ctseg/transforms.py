@@ -1,6 +1,6 @@
 """From an image of any size to the square that the network sees, and back: geometry that undoes itself."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,14 @@ class Letterbox:
             )
         image = Image.fromarray(np.ascontiguousarray(probability[self.inside], dtype=np.float32))
         return np.asarray(image.resize(self.original_size[::-1], Image.Resampling.BILINEAR))
+
+    def transfer(self, probability: np.ndarray, other: "Letterbox") -> np.ndarray:
+        """Bring a map, float32 (S, S), into the square of another letterbox of the image; padding is 0."""
+        if self == other:
+            return probability
+        moved = np.zeros((other.target_size, other.target_size), np.float32)
+        moved[other.inside] = replace(self, original_size=other.resized_size).undo(probability)
+        return moved
 
 
 def shrink_size(size: tuple[int, int], side: int) -> tuple[int, int]:

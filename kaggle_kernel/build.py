@@ -7,11 +7,12 @@ same sources give the same bytes.
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jupytext
@@ -21,16 +22,18 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from papermill.parameterize import parameterize_notebook
 
 from ctseg.arguments import add_parameters, parse_arguments, read_arguments
-from ctseg.config import Config, fill_settings, list_changes
+from ctseg.config import Config, check_names, fill_settings, list_changes, parse_value
 from ctseg.contest import A0
 from ctseg.files import print_anywhere, read_json, write_json, write_text
 from ctseg.model import check_encoder
 from ctseg.pairs import KERNELSPEC, find_notebooks, find_tried, reset_parameters
+from ctseg.runs import count_operations, measure_step_memory
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _UNPACKED = "/tmp/ctseg_kernel"  # below /kaggle/working it would become output
 _MAX_BYTES = 900_000  # of the JSON text that is sent; Kaggle's limit is 1,000,000
-_DEFAULTS = {"preset": "strong", "deadline_minutes": 600}  # of the 720 that Kaggle gives
+_DEFAULTS = {"preset": "gpu", "deadline_minutes": 600}  # of the 720 that Kaggle gives
+_T4_RATE = 4e12  # operations a second in half precision; NVIDIA states 65e12, networks come to 4 to 5
 _SECRETS = (
     r"KGAT_\w{16,}",  # Kaggle's API token
     r"[\"']key[\"']\s*:\s*[\"']\w{16,}",  # of kaggle.json
@@ -43,6 +46,14 @@ _SUBMISSION = """# The submission
 
 Next to `runs/`, and valid; the masks and other files that nobody downloads are removed."""
 _NOT_SENT = {"compare.py", "cluster.py", "sweep.py", "pairs.py", "execute.py"}
+_CHECK = """import torch
+
+from ctseg.device import check_gpus
+
+print(check_gpus())
+if preset == "gpu" and not torch.cuda.is_available():
+    preset = "strong"
+    print("preset strong instead of gpu, which would take days")"""
 _ATTACH = """from kaggle_kernel.session import attach_run, tidy_run
 
 if attach_run(run, weights):
@@ -58,8 +69,12 @@ sys.path.insert(0, "{_UNPACKED}")
 os.environ["PYTHONPATH"] = "{_UNPACKED}"  # of the processes that train a fold each"""
 
 
-def build_kernel(root: Path, parameters: dict) -> NotebookNode:
-    """Make the notebook from the repository at `root`, with `parameters` as papermill would inject them."""
+def build_kernel(root: Path, parameters: dict, members: Sequence[dict] = ()) -> NotebookNode:
+    """Make the notebook from the repository at `root`, with `parameters` as papermill would inject them.
+
+    `members` are the settings of more runs, other than those of the first: they are trained after it, and
+    what is submitted is their average.
+    """
     folders = ("ctseg", "kaggle_kernel", "notebooks")
     sources = sorted(path for folder in folders for path in root.glob(f"{folder}/*.py"))
     notebooks = [_read_notebook(path) for path in find_notebooks(root)]
@@ -72,11 +87,13 @@ def build_kernel(root: Path, parameters: dict) -> NotebookNode:
         new_code_cell(_UNPACK),
         *map(_write_file, _sort_by_map(root)),
         new_markdown_cell("## Ready?\n\nThe GPUs; a run of the same name, if one is attached; the settings."),
-        new_code_cell("from ctseg.device import check_gpus\n\nprint(check_gpus())"),
+        new_code_cell(_CHECK),
         new_code_cell(_ATTACH),
         new_code_cell("from ctseg.runs import make_config, open_run, read_parameters"),
         _find_cells(_find_training(notebooks), "setup")[1],
-        *(cell for notebook in notebooks for cell in _find_body(notebook)),
+        *(cell for notebook in notebooks[:-1] for cell in _find_body(notebook)),
+        *_train_members(members),
+        *_find_body(notebooks[-1]),
         new_markdown_cell(_SUBMISSION),
         new_code_cell('tidy_run(run_dir, test.cases, config)\nprint(open("submission.csv").read(200))'),
     ]
@@ -84,6 +101,19 @@ def build_kernel(root: Path, parameters: dict) -> NotebookNode:
     for index, cell in enumerate(kernel.cells):  # nbformat draws ids at random
         cell.id = hashlib.sha256(f"{index} {cell.source}".encode()).hexdigest()[:8]
     return kernel
+
+
+def _train_members(members: Sequence[dict]) -> list[NotebookNode]:
+    """The cells that train more runs; none without members."""
+    if not members:
+        return []
+    listed = "".join(f"    {member!r},\n" for member in members)
+    text = (
+        "## More runs\n\nWith these settings in place of the first one's. What follows is of their average."
+    )
+    code = "from kaggle_kernel.session import train_members\n\n"
+    code += f"config, run_dir = train_members(config, [\n{listed}])"
+    return [new_markdown_cell(text), new_code_cell(code)]
 
 
 def _inject(cells: Sequence[NotebookNode], parameters: dict) -> NotebookNode:
@@ -219,17 +249,17 @@ def _check_kernel(kernel: NotebookNode, root: Path) -> int:
     return size
 
 
-def _check_parameters(parameters: dict, *, internet: bool, attached: bool) -> None:
-    """Refuse parameters that would fail on Kaggle.
+def _check_parameters(parameters: dict, *, internet: bool, attached: bool) -> Config:
+    """The config of parameters; those that would fail on Kaggle are refused.
 
     Raises:
         ValueError, TypeError: an unknown name, preset or encoder, a value of the wrong type or range, or data
             or weights that are not on Kaggle.
     """
     config = Config(**fill_settings(parameters))
-    for name, (value, expected) in list_changes(config).items():
-        print(f"differs from {config.preset}: {name} {value!r} instead of {expected!r}")
     check_encoder(config.encoder)
+    if config.runs:
+        raise ValueError("runs: a kernel trains what it averages; give each further run with --member")
     for name in ("data_root", "weights"):
         value = getattr(config, name)
         if value not in ("", "default") and not value.startswith("/kaggle/input/"):
@@ -246,6 +276,47 @@ def _check_parameters(parameters: dict, *, internet: bool, attached: bool) -> No
             f"weights {config.weights!r} without internet; attach the file with --dataset owner/slug (or "
             "--model), or --internet"
         )
+    return config
+
+
+def _read_member(text: str, parameters: Mapping) -> dict:
+    """The settings of a further run, from `name=value,name=value`, in place of the first one's `parameters`.
+
+    Raises:
+        ValueError: other words, a name that is no setting, or another encoder with the first one's weights.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    member = {name.strip(): parse_value(value.strip()) for name, _, value in pairs}
+    check_names(member)
+    if not all(sign for _, sign, _ in pairs) or not member.keys() <= Config().settings().keys() - {"preset"}:
+        raise ValueError(
+            f"--member {text!r}: expected settings, as encoder=convnext_small,target_size=384; what is no "
+            "setting, and the preset, is the same for all"
+        )
+    if (
+        "encoder" in member
+        and "weights" not in member
+        and parameters.get("weights") not in (None, "", "default")
+    ):
+        raise ValueError(f"--member {text!r}: weights are for another encoder; add weights=…")
+    return member
+
+
+def _describe_cost(configs: Sequence[Config]) -> str:
+    """What training costs on Kaggle's two T4s, by a count of operations and not by a measurement."""
+    hours = 0.0
+    for config in configs:
+        if config.budget_minutes:
+            hours += config.budget_minutes / 60
+            continue
+        passes = 1 - 2 / 3 / max(config.n_folds, 5)  # of validation images forward alone
+        operations = 1000 * passes * config.epochs * count_operations(config)
+        hours += math.ceil(config.n_folds / 2) * operations / _T4_RATE / 3600
+    memory = max(map(measure_step_memory, configs)) / 2 / 1e9  # in half precision
+    return (
+        f"modelled, not measured: {hours:.1f} hours on two T4s with 1,000 images, {memory:.1f} GB of a "
+        "GPU's 15"
+    )
 
 
 def _make_metadata(
@@ -335,6 +406,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add, again = parser.add_argument, {"action": "append", "default": []}
     add_parameters(parser)
+    add(
+        "--member",
+        **again,
+        metavar="NAME=VALUE,…",
+        help="a further run with other settings; what is submitted is their average; may be given again",
+    )
     add("--title", help="on Kaggle; its address is made from it; a contest's kernel has its own by default")
     switch = argparse.BooleanOptionalAction
     add("--internet", action=switch, default=True, help="on: torchvision downloads the encoder")
@@ -351,8 +428,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = {"datasets": arguments.dataset, "models": arguments.model, "kernels": arguments.kernel}
     try:
         parameters = _read_parameters(arguments)
-        _check_parameters(parameters, internet=internet, attached=any(sources.values()))
-        kernel = build_kernel(REPOSITORY, parameters)
+        members = [_read_member(text, parameters) for text in dict.fromkeys(arguments.member)]
+        given = {"internet": internet, "attached": any(sources.values())}
+        configs = [_check_parameters(parameters | member, **given) for member in ({}, *members)]
+        kernel = build_kernel(REPOSITORY, parameters, members)
         size = _check_kernel(kernel, REPOSITORY)
         slug = parameters.get("slug", A0.slug)
         title = arguments.title or (
@@ -365,7 +444,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_text(nbformat.writes(kernel, indent=1) + "\n", path)
     write_json(metadata, arguments.out / "kernel-metadata.json")
     print(f"{path}: {len(kernel.cells)} cells, {size:,} bytes as sent, for {metadata['id']}")
-    print(", ".join(f"{name} {value}" for name, value in parameters.items()))
+    for title, values in (("", parameters), *(("member: ", member) for member in members)):
+        print(title + ", ".join(f"{name} {value}" for name, value in values.items()))
+    for name, (value, expected) in list_changes(configs[0]).items():
+        print(f"differs from {configs[0].preset}: {name} {value!r} instead of {expected!r}")
+    print(_describe_cost(configs))
     for source in find_notebooks(REPOSITORY):
         for name, value in find_tried(jupytext.read(source)).items():
             print(f'left out: {name} = {value}, saved in {source.stem}; to pass it, ARGS="-p {name} …"')

@@ -1,14 +1,19 @@
-"""The steps that only a kernel takes: reuse an attached run, keep the files worth downloading."""
+"""What only a kernel does: reuse an attached run, train more of them, keep what is worth downloading."""
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ctseg.config import Config
 from ctseg.contest import KAGGLE_INPUT, Contest
 from ctseg.data import Case
 from ctseg.files import PARTIAL, read_json
+from ctseg.folds import train_folds
 from ctseg.paths import find_run_dir
-from ctseg.runs import PLACES
+from ctseg.runs import PLACES, make_config, open_run
 from ctseg.submission import check_submission
 
 
@@ -25,9 +30,7 @@ def attach_run(run: str, weights: str | None = None) -> Path | None:
     """
     if run and find_run_dir(str(run)).exists():
         return find_run_dir(str(run))
-    attached = {
-        path.parent: name for path in KAGGLE_INPUT.glob("**/config.json") if (name := _read_name(path))
-    }
+    attached = _find_attached()
     named = [folder for folder, name in attached.items() if name == str(run)]
     if not named and Path(weights or "").is_relative_to(KAGGLE_INPUT):
         return None
@@ -58,6 +61,12 @@ def attach_run(run: str, weights: str | None = None) -> Path | None:
     return copy.rename(run_dir)
 
 
+def _find_attached() -> dict[Path, str]:
+    """The folders of attached runs, and their names."""
+    paths = KAGGLE_INPUT.glob("**/config.json")
+    return {path.parent: name for path in paths if (name := _read_name(path))}
+
+
 def _read_name(path: Path) -> str | None:
     """The name of the run whose `config.json` this is; None if it is that of something else."""
     try:
@@ -65,6 +74,34 @@ def _read_name(path: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return content["run"] if {"run", "preset", "encoder"} <= content.keys() else None
+
+
+def train_members(config: Config, members: Sequence[Mapping[str, Any]]) -> tuple[Config, Path]:
+    """Train more runs in turn, each with other settings; return the config and folder of their average.
+
+    They and the run that is trained already share the deadline. One that fails, or for which no time is left,
+    is said and left out; if all are, the config and the folder of the first come back.
+    """
+    trained = [config.run]
+    for changes in members:
+        values = [re.sub(r"[^\w.]+", "-", str(value).rsplit("/", 1)[-1]) for value in changes.values()]
+        name = "-".join([config.run, *values])
+        print(f"member {name}", flush=True)
+        try:
+            if name in _find_attached().values():
+                attach_run(name)
+            member = make_config(
+                **config.stored() | {"data_root": config.data_root} | changes | {"run": name}
+            )
+            member = replace(member, deadline_minutes=config.deadline_minutes)
+            train_folds(member, open_run(member))
+            trained.append(name)
+        except Exception as error:  # the first run's submission is not lost for it
+            print(f"FAILED: {name} is left out, {type(error).__name__}: {error}", flush=True)
+    if len(trained) > 1:
+        runs = {"run": f"{config.run}-average", "runs": ",".join(trained), "data_root": config.data_root}
+        config = make_config(**runs)
+    return config, open_run(config, trains=len(trained) == 1)
 
 
 def tidy_run(run_dir: Path, test_cases: Sequence[Case], contest: Contest) -> None:

@@ -38,7 +38,7 @@ from ctseg.transforms import to_float, weight_channels_by_contrast
 # the preset.
 
 # %% tags=["parameters"]
-preset: str = None  # quick (the default), baseline (the reference) or strong (the best)
+preset: str = None  # quick (the default), strong (more), gpu (most, needs GPUs) or baseline (the reference)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 

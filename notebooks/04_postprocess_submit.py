@@ -26,7 +26,7 @@ from IPython.display import display
 from ctseg.check import check_images, print_warnings
 from ctseg.data import drop_unreadable, read_image
 from ctseg.files import atomic_path, lock_folder, write_json
-from ctseg.folds import describe_unfinished, find_folds, find_oof, load_folds
+from ctseg.folds import describe_unfinished, find_folds, find_oof, load_predictor
 from ctseg.page import keep_figure
 from ctseg.phantom import read_kinds
 from ctseg.plots import plot_cases, plot_gains, plot_predictions, plot_scores, table
@@ -42,6 +42,7 @@ from ctseg.postprocess import (
 from ctseg.predict import OutOfFold, find_true_masks, predict_masks, read_masks, score_masks, write_masks
 from ctseg.report import summarize, write_cases, write_report, write_summary
 from ctseg.runs import (
+    find_members,
     find_new_folder,
     keep_format,
     make_config,
@@ -61,10 +62,11 @@ from ctseg.tables import check_tables
 # the same way. A value that is not given, or None, comes from the run: `-p run name` is enough.
 
 # %% tags=["parameters"]
-preset: str = None  # quick (the default), baseline (the reference) or strong (the best)
+preset: str = None  # quick (the default), strong (more), gpu (most, needs GPUs) or baseline (the reference)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 predict_folder: str = ""  # folder of images to predict instead of the test images; needs no training data
+runs: str = ""  # trained runs, as "a,b", whose predictions are averaged into a run of their own
 use_unfinished: bool = False  # make do with the epochs that unfinished folds have
 
 # %% tags=["setup"]
@@ -74,20 +76,26 @@ run_dir = open_run(config, trains=False)
 config
 
 # %%
-fold_dirs = find_folds(run_dir, unfinished=config.use_unfinished)
-print(f"using {', '.join(fold_dir.name for fold_dir in fold_dirs)} of {config.n_folds}")
+members = find_members(config, run_dir)
 what = "used as it is" if config.use_unfinished else "left out, unless use_unfinished is True"
-unfinished = [f"{text}: {what}; 03 goes on with it" for text in describe_unfinished(run_dir)]
+unfinished = []
+for member, member_dir in members:
+    fold_dirs = find_folds(member_dir, unfinished=config.use_unfinished)
+    print(f"{member.run}: {', '.join(fold_dir.name for fold_dir in fold_dirs)} of {member.n_folds}")
+    unfinished += [f"{text}: {what}; 03 goes on with it" for text in describe_unfinished(member_dir)]
 for text in unfinished:
     print(text)
+
+# %%
 if config.predict_folder:
     new_folder = find_new_folder(config)
-    validation, test = None, make_new_dataset(config, run_dir, new_folder)
+    validation, test = None, make_new_dataset(*members[0], new_folder)
     out_dir = run_dir / "predictions" / name_predictions(new_folder)
 else:
     train, test, out_dir = make_dataset(config, "train"), make_dataset(config, "test"), run_dir
     check_tables(Path(config.data_root), config, limit=100)
-    validation = OutOfFold(find_oof(config, run_dir), train.cases)
+    each = [OutOfFold(find_oof(*member), train.cases) for member in members]
+    validation = OutOfFold.average(each)
     print(f"{len(validation.cases)} validation images, {len(test)} test images")
 
 # %% [markdown]
@@ -176,8 +184,9 @@ if not test:
 # %%
 mask_dir = out_dir / "predicted_masks"
 if test:
+    predictors = [load_predictor(*member, test) for member in members]
     with lock_folder(out_dir):
-        write_masks(predict_masks(load_folds(config, run_dir), test, chosen, tta=config.tta), mask_dir)
+        write_masks(predict_masks(predictors, chosen), mask_dir)
         write_submission(out_dir / "submission.csv", read_masks(mask_dir), test.cases, config)
 
 # %% [markdown]
@@ -198,12 +207,15 @@ if test:
 # %% [markdown]
 # ## Scores
 #
-# On validation, and on the test images where their masks are known, hard cases apart.
+# On validation, and on the test images where their masks are known, hard cases apart. Of several runs also
+# each one's own, by the plain threshold: an average is worth having where it beats all of them.
 
 # %%
 scores = {}
 if validation:
     scores = {"validation, plain threshold": baseline_scores, "validation, cross-fitted": fitted_scores}
+    for (member, _), own in zip(members if config.runs else [], each):
+        scores[f"validation, {member.run} alone"] = own.score(baseline)
 if true_masks:
     test_scores = score_masks(mask_dir, true_masks)
     hard = {image_id for image_id, kind in read_kinds(true_masks.parent).items() if kind != "plain"}

@@ -11,6 +11,7 @@ from unittest import mock
 import nbclient
 import nbformat
 import pytest
+import torch
 from conftest import REPOSITORY
 from papermill.parameterize import parameterize_notebook
 
@@ -148,7 +149,7 @@ def test_parameters_are_in_the_one_parameters_cell(clone, call, tmp_path):
     values = {}
     exec(cell.source, values)
     expected = {
-        "preset": "strong",
+        "preset": "gpu",
         "budget_minutes": 30,
         "lr": 3e-4,
         "run": "007",
@@ -157,7 +158,7 @@ def test_parameters_are_in_the_one_parameters_cell(clone, call, tmp_path):
         "data_root": "",
     }
     assert {name: values[name] for name in expected} == expected and values["epochs"] is None
-    assert "preset: str = None  # quick" in cell.source and '# Parameters\npreset = "strong"' in cell.source
+    assert "preset: str = None  # quick" in cell.source and '# Parameters\npreset = "gpu"' in cell.source
 
 
 def test_papermill_adds_to_the_parameters_of_the_build(built):
@@ -167,7 +168,7 @@ def test_papermill_adds_to_the_parameters_of_the_build(built):
     values = {}
     for cell in again.cells[:4]:
         exec(cell.source if cell.cell_type == "code" else "", values)
-    assert (values["preset"], values["lr"]) == ("strong", 0.1)
+    assert (values["preset"], values["lr"]) == ("gpu", 0.1)
 
 
 def test_copies_of_a_notebook_are_ignored_and_others_need_tags(clone, call, built):
@@ -192,7 +193,7 @@ def test_values_that_were_tried_in_a_notebook_stay_here_and_are_named(clone, cal
     assert (
         status == 0 and 'left out: epochs = 2, saved in 03_train; to pass it, ARGS="-p epochs …"' in printed
     )
-    assert "differs from strong: lr 0.0003 instead of 0.001" in printed
+    assert "differs from gpu: lr 0.0003 instead of 0.0005" in printed
     (cell,) = find_tagged(read_built(clone), "parameters")
     assert "epochs: int = None" in cell.source
 
@@ -200,7 +201,45 @@ def test_values_that_were_tried_in_a_notebook_stay_here_and_are_named(clone, cal
 def test_none_means_what_the_preset_says(clone, call):
     assert call(build, "-p", "preset", "None", "-p", "epochs", "None")[0] == 0
     (cell,) = find_tagged(read_built(clone), "parameters")
-    assert 'preset = "strong"' in cell.source and "\nepochs = " not in cell.source
+    assert 'preset = "gpu"' in cell.source and "\nepochs = " not in cell.source
+
+
+def test_without_a_gpu_the_preset_is_one_for_a_cpu(built):
+    (check,) = [cell.source for cell in built[1].cells if cell.source.startswith("import torch\n")]
+    for preset, expected in (("gpu", "strong"), ("quick", "quick"), (None, None)):
+        values = {"preset": preset}
+        exec(check, values)
+        assert values["preset"] == (preset if torch.cuda.is_available() else expected)
+
+
+def test_further_runs_of_a_kernel_are_between_its_training_and_its_submission(clone, call):
+    members = "encoder=convnext_small", "target_size=512, seed=1"
+    status, printed = call(
+        build, *(text for member in (*members, members[0]) for text in ("--member", member))
+    )
+    assert status == 0 and "member: target_size 512, seed 1\n" in printed
+    assert printed.count("member: encoder convnext_small\n") == 1
+    sources = [cell.source for cell in read_built(clone).cells]
+    (place,) = [index for index, source in enumerate(sources) if "= train_members(" in source]
+    assert "    {'encoder': 'convnext_small'},\n    {'target_size': 512, 'seed': 1},\n" in sources[place]
+    assert any("train_folds(" in source for source in sources[:place])
+    assert any("find_members(" in source for source in sources[place:])
+
+
+def test_the_cost_that_is_printed_grows_with_what_is_trained(clone, call):
+    def find_cost(*arguments):
+        printed = call(build, *arguments)[1]
+        costs = re.search(r"measured: ([\d.]+) hours on two T4s with 1,000 images, ([\d.]+) GB", printed)
+        return tuple(map(float, costs.groups()))
+
+    hours, memory = find_cost()
+    # The estimate that the preset was chosen by: 0.9 hours for 1,087 images, 5.5 GB.
+    assert (hours, memory) == (pytest.approx(0.83, abs=0.1), pytest.approx(5, abs=1))
+    assert find_cost("-p", "epochs", 120)[0] == pytest.approx(2 * hours, abs=0.1)
+    assert find_cost("-p", "budget_minutes", 90, "--member", "seed=1") == (3.0, memory)
+    more = find_cost("--member", "target_size=512", "--member", "epochs=60,seed=1")
+    assert more[0] == pytest.approx(hours * (2 + (512 / 384) ** 2), abs=0.2)
+    assert more[1] == pytest.approx(memory * (512 / 384) ** 2, rel=0.1)
 
 
 def test_the_readme_says_how_large_the_kernel_is(built):
@@ -214,7 +253,7 @@ def test_the_readme_says_how_large_the_kernel_is(built):
     ("arguments", "message"),
     [
         (["-p", "epochz", 3], "unknown parameter 'epochz'"),
-        (["-p", "preset", "fast"], "preset: got 'fast', expected one of baseline, quick, strong"),
+        (["-p", "preset", "fast"], "preset: got 'fast', expected one of baseline, quick, strong, gpu"),
         (["-p", "lr", "fast"], "lr: got 'fast'"),
         (["-p", "encoder", "resnet35"], "unknown encoder 'resnet35'"),
         (["-p", "weights", "model.pth"], "weights 'model.pth' is not on Kaggle"),
@@ -225,6 +264,18 @@ def test_the_readme_says_how_large_the_kernel_is(built):
         (["--title", "ctseg: best"], "title 'ctseg: best'"),
         (["--dataset", "weights"], "dataset source 'weights': expected owner/slug"),
         (["--model", "google/vit"], "model source 'google/vit': expected owner/model/"),
+        (["--member", "convnext_small"], "unknown parameter 'convnext_small'"),
+        (["-p", "runs", "a,b"], "runs: a kernel trains what it averages"),
+        (["--member", "lr"], "--member 'lr': expected settings, as encoder=convnext_small,target_size=384"),
+        (["--member", "preset=strong"], "--member 'preset=strong': expected settings"),
+        (["--member", "run=b"], "--member 'run=b': expected settings"),
+        (["--member", "lr=1,slug=b"], "--member 'lr=1,slug=b': expected settings"),
+        (["--member", "encoder=resnet35"], "unknown encoder 'resnet35'"),
+        (["--member", "lr=fast"], "lr: got 'fast'"),
+        (
+            ["-p", "weights", "/kaggle/input/a/b.pth", "--member", "encoder=resnet18"],
+            "--member 'encoder=resnet18': weights are for another encoder; add weights=",
+        ),
     ],
 )
 def test_wrong_values_are_refused_and_nothing_is_written(clone, call, arguments, message):

@@ -67,7 +67,7 @@ def test_every_preset_makes_a_config_and_explicit_values_win(preset):
     ("parameters", "error", "message"),
     [
         ({"epochz": 3}, ValueError, "unknown parameter 'epochz', did you mean 'epochs'"),
-        ({"preset": "fast"}, ValueError, "preset: got 'fast', expected one of baseline, quick, strong"),
+        ({"preset": "fast"}, ValueError, "preset: got 'fast', expected one of baseline, quick, strong, gpu"),
         ({"epochs": 2.5}, TypeError, r"epochs: got 2.5 \(float\), expected int or None"),
         ({"lr": "fast"}, TypeError, r"lr: got 'fast' \(str\), expected float"),
         ({"weight_channels_by_contrast": "maybe"}, TypeError, "by_contrast: got 'maybe' .*expected bool"),

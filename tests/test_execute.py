@@ -94,6 +94,7 @@ def test_a_run_gets_what_was_asked_and_nothing_that_was_tried(clone, phantom):
         (["-f", "none.yaml"], "not run: no file none.yaml"),
         (["--only", "99_more"], "not run: no notebook '99_more' in "),
         (["-p", "predict_folder", "x"], "not run: predict_folder is for notebook 04 alone; make predict"),
+        (["-p", "runs", "a,b"], "not run: runs is for notebook 04 alone; make average runs it"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(clone, monkeypatch, capsys, arguments, message):

@@ -32,7 +32,7 @@ from ctseg.folds import (
 from ctseg.metrics import dice_score
 from ctseg.phantom import write_phantom
 from ctseg.postprocess import PostProcess, make_mask
-from ctseg.predict import OutOfFold, predict_cases, predict_masks, predict_probabilities, write_oof
+from ctseg.predict import OutOfFold, Predictor, predict_cases, predict_masks, predict_probabilities, write_oof
 from ctseg.report import write_summary
 from ctseg.runs import make_config, make_dataset, open_run
 from ctseg.split import split_cases
@@ -298,7 +298,7 @@ def test_out_of_fold_predictions_are_by_the_weights_kept(phantom, make_run, monk
     kept = OutOfFold([run_dir / "fold0" / "oof.npz"], find_cases(phantom, "train", A0))
     dataset = make_dataset(config, "train")
     dataset.cases = kept.cases
-    again = [probability for _, probability, _ in predict_cases([model], dataset, tta=config.tta)]
+    again = [probability for _, probability, _ in predict_cases([Predictor([model], dataset, config.tta)])]
     assert np.abs(kept.probabilities / 255 - np.array(again)).max() <= 0.5 / 255 + 1e-5
 
 
@@ -556,7 +556,7 @@ def test_a_case_is_predicted_by_the_network_that_did_not_see_it(run):
     index = len(validation.cases) - 1
     dataset = make_dataset(config, "train")
     dataset.cases = [validation.cases[index]]
-    ((_, expected, letterbox),) = predict_cases([models[1]], dataset, tta="flips")
+    ((_, expected, letterbox),) = predict_cases([Predictor([models[1]], dataset, "flips")])
     probability, own_letterbox, true_mask = validation.read(index)
     assert np.abs(probability - expected).max() <= 0.5 / 255 + 1e-5
     assert own_letterbox == letterbox and true_mask.shape == letterbox.original_size
@@ -588,7 +588,7 @@ def test_a_plain_threshold_scores_as_training_did(run, tmp_path):
 def test_each_test_image_gets_its_own_prediction(run):
     config, run_dir = run
     dataset, (model, _) = make_dataset(config, "test"), load_folds(config, run_dir)
-    predictions = list(predict_cases([model], dataset, batch_size=3))
+    predictions = list(predict_cases([Predictor([model], dataset)], batch_size=3))
     assert [case for case, _, _ in predictions] == dataset.cases
     for index, (_, probability, letterbox) in enumerate(predictions):
         image, _, own_letterbox = dataset[index]
@@ -600,8 +600,8 @@ def test_test_masks_are_of_the_mean_and_of_the_image_size(run):
     config, run_dir = run
     dataset, models = make_dataset(config, "test"), load_folds(config, run_dir)
     chosen = PostProcess(threshold=0.4)
-    masks = dict(predict_masks(models, dataset, chosen, tta="flips"))
-    first, second = (list(predict_cases([model], dataset, tta="flips")) for model in models)
+    masks = dict(predict_masks([Predictor(models, dataset, "flips")], chosen))
+    first, second = (list(predict_cases([Predictor([model], dataset, "flips")])) for model in models)
     for (case, one, letterbox), (_, other, _) in zip(first, second, strict=True):
         expected = make_mask((one + other) / 2, letterbox, chosen)
         assert masks[case.image_id].shape == expected.shape == letterbox.original_size

@@ -66,9 +66,9 @@ IMPORTS = {
     | {"fingerprint", "live", "pairs", "paths", "runs", "seeds", "train", "workers"},
 }
 KERNEL_IMPORTS = {
-    "build": {"arguments", "config", "contest", "files", "model", "pairs"},
+    "build": {"arguments", "config", "contest", "files", "model", "pairs", "runs"},
     "client": {"arguments", "config", "data", "files", "paths", "report", "runs", "submission"},
-    "session": {"contest", "data", "files", "paths", "runs", "submission"},
+    "session": {"config", "contest", "data", "files", "folds", "paths", "runs", "submission"},
 }
 MODULES = sorted(path.stem for path in (REPOSITORY / "ctseg").glob("[!_]*.py"))
 NOTEBOOKS = sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.py"))

@@ -62,7 +62,7 @@ def test_the_pair_is_in_sync_and_holds_no_outputs(name):
 def test_03_shows_all_parameters_and_the_others_the_first_three(name):
     cell = parameters_cell(name)
     statements = ast.parse(cell.source).body
-    expected = {"03": PARAMETERS, "04": [*SHOWN, "predict_folder", "use_unfinished"]}.get(name[:2], SHOWN)
+    expected = {"03": PARAMETERS, "04": [*SHOWN, "predict_folder", "runs", "use_unfinished"]}.get(name[:2], SHOWN)
     assert [statement.target.id for statement in statements] == expected
     assert set(expected) <= set(NAMES)
     assert {ast.literal_eval(statement.value) for statement in statements} <= {None, "", False}
@@ -232,6 +232,34 @@ def test_04_predicts_new_images_as_the_run_does_and_without_its_data(workplace, 
     assert Image.open(out / "examples.png").size > (100, 100)
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     assert {path: time for path, time in after.items() if out not in path.parents} == before
+
+
+def test_04_averages_runs_into_one_of_their_own(workplace, run, phantom):
+    def execute(*arguments):
+        command = [sys.executable, "-m", "ctseg.execute", *map(str, arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(workplace)}
+        done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done
+
+    settings = {"data_root": phantom, "run": "48", "epochs": 1, "target_size": 48, "width": 4, "n_folds": 2}
+    execute("--only", "03_train", *as_arguments(settings))
+    execute("--only", "04_postprocess_submit", "-r", "runs", "007,48", "-r", "run", "both")
+    both = run.with_name("both")
+    assert not list(both.glob("fold*")) and (both / "04_postprocess_submit.ipynb").is_file()
+    scores, own = (json.loads((path / "summary.json").read_text())["scores"] for path in (both, run))
+    assert scores["validation, 007 alone"] == own["validation, plain threshold"]
+    assert scores["validation, 48 alone"]["n"] == scores["validation, cross-fitted"]["n"] == 24
+    assert len({score["dice"] for score in scores.values()}) >= 4
+    report = (both / "report.html").read_text()
+    assert "The mean of several runs" in report and "<p>Of 007,48; each one" in report
+    assert "validation, 007 alone" in report and "valid: each test image once" in report
+    assert "Training</h2>" not in report
+    # New images by the average of the same runs, as decided for them.
+    arguments = ["--only", "04_postprocess_submit", "-r", "run", "both"]
+    execute(*arguments, "-r", "predict_folder", phantom / "Test" / "Image")
+    (out,) = (both / "predictions").iterdir()
+    expected, found = read_images(both / "predicted_masks"), read_images(out / "predicted_masks")
+    assert len(found) == 4 and all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
 def test_without_test_images_the_run_is_trained_and_validated(workplace, phantom, tmp_path, capsys):

@@ -26,6 +26,8 @@ from ctseg.postprocess import PostProcess, make_mask
 from ctseg.predict import (
     ORIENTATIONS,
     OutOfFold,
+    Predictor,
+    predict_cases,
     predict_masks,
     predict_probabilities,
     read_masks,
@@ -113,7 +115,7 @@ def test_an_empty_mask_scores_by_one_rule_everywhere(tiny, tmp_path, logit, expe
     kept = read_scores(tmp_path / "oof.npz")
     assert kept == {case.image_id: dice for case, dice in zip(training_set.cases, in_validation)}
     dataset = SegmentationDataset(training_set.cases, EvalTransform(32))
-    write_masks(predict_masks([model], dataset, plain), tmp_path / "masks")
+    write_masks(predict_masks([Predictor([model], dataset)], plain), tmp_path / "masks")
     assert len(list((tmp_path / "masks").glob("*.png"))) == 4
     in_report = score_masks(tmp_path / "masks", tiny / "Train" / "Mask")
     for scores in (in_training.tolist(), in_validation.tolist(), list(in_report.values())):
@@ -233,6 +235,54 @@ def test_candidates_of_several_smoothings_keep_their_rows(tiny, tmp_path):
             probability, letterbox, true_mask = validation.read(index)
             assert score == dice_score(make_mask(probability, letterbox, candidate), true_mask)
     assert len(np.unique(scores, axis=0)) == 4
+
+
+@pytest.fixture
+def members(tiny, tmp_path):
+    """Out-of-fold predictions by two runs, at 32 and at 48 pixels, the latter without the last case."""
+    made = []
+    for size, n in ((32, 4), (48, 3)):
+        training_set = load_cases(tiny, size=size)
+        path = tmp_path / f"{size}.npz"
+        write_oof(path, Brightness(), training_set.select(range(n)))
+        made.append(OutOfFold([path], training_set.cases))
+    return made
+
+
+def test_the_mean_of_runs_lies_in_the_largest_square(members):
+    small, large = members
+    mean = OutOfFold.average(members)
+    assert [case.image_id for case in mean.cases] == [case.image_id for case in small.cases]
+    assert mean.probabilities.shape == (4, 48, 48) and mean.letterboxes[:3] == large.letterboxes
+    for index in range(3):
+        (first, letterbox, _), (second, _, _) = small.read(index), large.read(index)
+        own = mean.letterboxes[index]
+        expected = (letterbox.undo(first) + large.letterboxes[index].undo(second)) / 2
+        assert np.abs(own.undo(mean.read(index)[0]) - expected).mean() < 0.02
+    # The last case is the first run's alone.
+    found, expected = mean.letterboxes[3].undo(mean.read(3)[0]), small.letterboxes[3].undo(small.read(3)[0])
+    assert np.abs(found - expected).mean() < 0.02
+    assert np.array_equal(mean.folds, small.folds)
+    assert OutOfFold.average([large]) is large
+    assert mean.score(PostProcess(threshold=0.3)).shape == (4,)
+
+
+def test_the_mean_of_a_run_with_itself_is_that_run(members):
+    small, _ = members
+    twice = OutOfFold.average([small, small])
+    assert np.array_equal(twice.probabilities, small.probabilities) and twice.letterboxes == small.letterboxes
+
+
+def test_test_images_are_predicted_by_the_mean_of_runs_as_validation_is(tiny):
+    cases = find_cases(tiny, "train", A0)
+    predictors = [
+        Predictor([Brightness()], SegmentationDataset(cases, EvalTransform(size))) for size in (32, 48)
+    ]
+    ours = list(predict_cases(predictors, batch_size=3))
+    each = [list(predict_cases([predictor])) for predictor in predictors]
+    for (case, probability, letterbox), (_, first, small), (_, second, large) in zip(ours, *each):
+        assert letterbox == large and case.image_id.startswith("case_")
+        assert np.allclose(probability, (small.transfer(first, large) + second) / 2)
 
 
 def test_small_images_stay_as_they_are_for_the_choice(out_of_fold):

@@ -19,6 +19,8 @@ from ctseg.files import read_json, write_json, write_text
 from ctseg.paths import find_run_dir
 from ctseg.phantom import write_phantom
 from ctseg.runs import (
+    count_operations,
+    find_members,
     find_new_folder,
     keep_format,
     make_config,
@@ -279,7 +281,7 @@ def test_a_new_run_takes_missing_values_from_its_preset():
 
 def test_an_unknown_preset_is_refused_for_an_existing_run_too():
     open_run(make_config(run="a"))
-    with pytest.raises(ValueError, match="preset: got 'fast', expected one of baseline, quick, strong"):
+    with pytest.raises(ValueError, match="preset: got 'fast', expected one of baseline, quick, strong, gpu"):
         make_config(run="a", preset="fast")
 
 
@@ -555,7 +557,7 @@ def test_a_kaggle_kernel_and_a_run_that_had_data_never_use_the_phantom(no_data, 
 def test_what_does_not_train_keeps_the_contests_facts_alone(tmp_path, capsys):
     looking = make_config(run="a", preset="quick", lr=0.5, slug="b", target_size=64)
     run_dir = open_run(looking, trains=False)
-    assert read_json(run_dir / "config.json").keys() == {"run", *CONTEST_FACTS}
+    assert read_json(run_dir / "config.json").keys() == {"run", "runs", *CONTEST_FACTS}
     config = make_config(run="a", preset="strong")
     assert (config.slug, config.lr, config.encoder, config.target_size) == ("b", 0.001, "mobilenet_v2", 192)
     open_run(config)
@@ -588,3 +590,74 @@ def test_the_memory_of_a_step_is_counted_for_any_network(changes):
     n_weights = sum(parameter.numel() for parameter in make_network(config).parameters())
     # What does not grow with the batch are the weights, their gradients and the two means of AdamW.
     assert 12 * n_weights < one - (four - one) / 3 < 17 * n_weights + 1e5
+
+
+def begin_two(phantom):
+    """Two runs of one data set, "a" and "b", that have begun to train."""
+    begin_run(phantom, lr=0.1, slug="x")
+    begin_run(phantom, run="b", target_size=48, slug="x")
+
+
+def test_an_average_has_the_first_runs_settings_and_a_name_of_its_own(phantom, tmp_path, monkeypatch):
+    begin_two(phantom)
+    monkeypatch.delenv("CTSEG_DATA")  # found where the first run had them
+    config = make_config(runs="b, a")
+    assert (config.run, config.target_size, config.slug) == ("b+a", 48, "x")
+    run_dir = open_run(config, trains=False)
+    assert run_dir == tmp_path / "runs" / "b+a" and Path(config.data_root) == phantom
+    members = find_members(config, run_dir)
+    assert [(member.run, member.target_size) for member, _ in members] == [("b", 48), ("a", 32)]
+    assert [folder.name for _, folder in members] == ["b", "a"]
+    again = make_config(run="b+a")
+    assert again == config and open_run(again, trains=False) == run_dir
+    kept = make_config(run="both", runs="a,b", slug="y")
+    open_run(kept, trains=False)
+    assert make_config(run="both").slug == "y" and make_config(run="a").slug == "x"
+    only, folder = make_config(run="a"), find_run_dir("a")
+    assert find_members(only, folder) == [(only, folder)]
+
+
+def test_runs_of_a_sweep_have_commas_in_their_names(phantom):
+    for run in ("s/lr=1,tta=d4", "s/lr=2,tta=d4"):
+        begin_run(phantom, run=run)
+    config = make_config(runs="s/lr=1,tta=d4,s/lr=2,tta=d4")
+    assert config.run == "s-lr=1,tta=d4+s-lr=2,tta=d4"
+    members = find_members(config, open_run(config, trains=False))
+    assert [member.run for member, _ in members] == ["s/lr=1,tta=d4", "s/lr=2,tta=d4"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"runs": "a,none"}, "parameter runs: 'none' is no run with trained folds below "),
+        ({"runs": "a,a"}, "got 'a,a' for the run 'a[+]a'; expected each once, and another name for it"),
+        ({"runs": "a,b", "run": "a"}, "got 'a,b' for the run 'a'; expected each once"),
+        ({"runs": "a,b", "lr": 0.2}, "parameter lr: runs 'a,b' have their own settings; leave it out"),
+        ({"runs": "a,b", "preset": "strong"}, "have their own settings; leave it out"),
+        ({"runs": "a,b", "run": "c"}, "'c' with folds|'a,b'; they are for 04, and for a run without folds"),
+    ],
+)
+def test_what_is_no_average_is_refused(phantom, parameters, message):
+    begin_two(phantom)
+    begin_run(phantom, run="c", slug="x")
+    with pytest.raises(ValueError, match=message):
+        open_run(make_config(**parameters), trains=False)
+    assert read_json(find_run_dir("a") / "config.json")["runs"] == ""
+
+
+def test_an_average_is_not_trained(phantom):
+    begin_two(phantom)
+    config = make_config(runs="a,b")
+    with pytest.raises(ValueError, match="got 'a,b'; they are for 04"):
+        open_run(config)
+    open_run(config, trains=False)
+    with pytest.raises(ValueError, match="got 'a,b'; they are for 04"):
+        open_run(make_config(run="a+b"))
+
+
+def test_operations_are_those_of_three_forward_passes():
+    small, large = (count_operations(Config(target_size=size, width=16)) for size in (32, 64))
+    assert large == 4 * small
+    # The first convolution alone: 3 x 3 x 3 products and sums for each of 16 channels of each pixel.
+    assert small > 3 * 2 * 27 * 16 * 32 * 32
+    assert Config().weights == ""

@@ -6,8 +6,10 @@ import pytest
 
 from ctseg.contest import A0
 from ctseg.data import Case, find_cases
-from ctseg.files import write_json, write_text
-from kaggle_kernel.session import attach_run, tidy_run
+from ctseg.files import read_json, write_json, write_text
+from ctseg.folds import train_folds
+from ctseg.runs import find_members, make_config, open_run
+from kaggle_kernel.session import attach_run, tidy_run, train_members
 
 
 @pytest.fixture
@@ -111,3 +113,51 @@ def test_a_submission_that_is_not_valid_leaves_everything(working, tiny):
     with pytest.raises(ValueError, match="the data have no test images, so there is no submission"):
         tidy_run(run_dir, [], A0)
     assert {path for path in run_dir.rglob("*")} == before
+
+
+def train_first(tiny, **settings):
+    """The config of a run "a" that is trained, as a kernel has it when its further runs begin."""
+    small = {"epochs": 1, "target_size": 32, "width": 4, "n_folds": 2}
+    config = make_config(run="a", data_root=str(tiny), **small | settings)
+    train_folds(config, open_run(config))
+    return config
+
+
+def test_further_runs_are_trained_in_turn_and_averaged(working, tiny, cores, capsys):
+    cores(1)
+    first = train_first(tiny)
+    members = [{"target_size": 48}, {"encoder": "resnet18", "weights": "none/of these.pth"}, {"lr": 0.5}]
+    config, run_dir = train_members(first, members)
+    said = capsys.readouterr().out
+    assert "member a-48" in said and "member a-0.5" in said
+    assert "FAILED: a-resnet18-of-these.pth is left out, FileNotFoundError: " in said
+    assert (config.run, config.runs, run_dir.name) == ("a-average", "a,a-48,a-0.5", "a-average")
+    trained = [(member.run, member.target_size, member.lr) for member, _ in find_members(config, run_dir)]
+    assert trained == [("a", 32, first.lr), ("a-48", 48, first.lr), ("a-0.5", 32, 0.5)]
+    assert all((working / "runs" / run / "fold1" / "oof.npz").is_file() for run, _, _ in trained)
+    before = (working / "runs" / "a-48" / "fold0" / "oof.npz").stat().st_mtime_ns
+    assert train_members(first, members)[1] == run_dir  # again: nothing to train
+    assert (working / "runs" / "a-48" / "fold0" / "oof.npz").stat().st_mtime_ns == before
+
+
+def test_without_another_run_that_is_trained_the_first_one_is_submitted(working, tiny, cores, capsys):
+    cores(1)
+    first = train_first(tiny)
+    assert train_members(first, [{"encoder": "none"}]) == (first, working / "runs" / "a")
+    assert "FAILED: a-none is left out, ValueError: unknown encoder 'none'" in capsys.readouterr().out
+
+
+def test_further_runs_that_are_attached_are_not_trained_again(working, tiny, cores):
+    cores(1)
+    first = train_first(tiny)
+    _, run_dir = train_members(first, [{"target_size": 48}])
+    (working.parent / "input").mkdir()
+    attached = (working / "runs" / "a-48").rename(working.parent / "input" / "a-48")
+    trained = read_json(attached / "config.json"), (attached / "fold0" / "oof.npz").read_bytes()
+    for name in ("last.pth", "best_unet_model.pth"):
+        assert (attached / "fold0" / name).is_file()
+    train_members(first, [{"target_size": 48}])
+    copy = working / "runs" / "a-48"
+    assert (read_json(copy / "config.json"), (copy / "fold0" / "oof.npz").read_bytes()) == trained
+    seen = (copy / "fold0" / "best_unet_model.pth").read_bytes()
+    assert seen == (attached / "fold0" / "best_unet_model.pth").read_bytes()

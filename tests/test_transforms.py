@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from ctseg.transforms import EvalTransform, ResizeAndPad, make_letterbox, weight_channels_by_contrast
 
@@ -45,6 +46,18 @@ def test_undone_probabilities_stay_between_0_and_1(size):
         probability = probability.astype(np.float32)
         full = letterbox.undo(probability)
         assert full.min() >= probability.min() and full.max() <= probability.max()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_map_moves_between_squares_by_way_of_its_image(size):
+    small, large = make_letterbox(size, 32), make_letterbox(size, 64)
+    rng = np.random.default_rng(0)
+    smooth = ndimage.gaussian_filter(rng.random((32, 32)), 3).astype(np.float32)
+    moved = small.transfer(smooth, large)
+    assert moved.shape == (64, 64) and moved.sum() == pytest.approx(moved[large.inside].sum())
+    assert np.abs(large.undo(moved) - small.undo(smooth)).max() < 0.02
+    assert np.abs(large.transfer(moved, small) - smooth)[small.inside].max() < 0.02
+    assert small.transfer(smooth, small) is smooth
 
 
 def test_undo_refuses_a_map_of_another_letterbox():
