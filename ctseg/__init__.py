@@ -3,7 +3,7 @@
 What is fixed, what may be set:
 
     contest.py      one contest's facts: name, mounts, folders, columns, pixel order
-    config.py       every setting of a run, declared once, and three presets
+    config.py       every setting of a run, declared once, and four presets
     arguments.py    parameters on a command line
     seeds.py        randomness keyed by purpose
     files.py        files that are whole or absent, folders with one writer

@@ -1,4 +1,4 @@
-"""Every setting of a run, declared once: a frozen dataclass of fields with ranges, and three presets."""
+"""Every setting of a run, declared once: a frozen dataclass of fields with ranges, and four presets."""
 
 import ast
 import datetime
