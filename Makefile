@@ -31,7 +31,7 @@ $(VENV)/.ctseg: pyproject.toml
 	$(PYTHON) $(INSTALL) --editable ".[test]"
 	touch $@
 
-run: setup ## all notebooks on DATA (or the phantom) into runs/RUN; PRESET=quick|strong|gpu ARGS="-p lr 0.001"
+run: setup ## all notebooks on DATA (or the phantom) into runs/RUN; PRESET=quick|strong|gpu|baseline ARGS="-p lr 0.001"
 	$(PYTHON) -m ctseg.execute $(PARAMETERS)
 	@$(PYTHON) -m ctseg.report "runs/$(RUN)"
 

@@ -19,7 +19,7 @@ from ctseg.files import atomic_path, print_anywhere, write_csv
 from ctseg.fingerprint import check_training_data, read_mask_digests
 from ctseg.folds import find_folds
 from ctseg.page import caption, draw_case, draw_svg, embed, write_page
-from ctseg.paths import find_repository, find_run_dir, find_run_name
+from ctseg.paths import find_run_dir, find_run_name, find_runs
 from ctseg.plots import plot_forest, table
 from ctseg.postprocess import PostProcess, make_mask
 from ctseg.predict import OutOfFold, read_scores
@@ -389,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(comparison)
         figure = plot_forest(comparison.rows, comparison.fold_gains, comparison.effects)
         body = _show_comparison(" and ".join(names), comparison, figure) + draw_differences(*names)
-        path = find_repository() / "runs" / "compare.html"
+        path = find_runs() / "compare.html"
         write_page(path, f"compared: {', '.join(names)}", body)
         print(path)
     except (OSError, ValueError) as error:

@@ -211,26 +211,26 @@ _STRONG = {
     "lr": 1e-3,
     "tta": "d4",
 }
-_GPU = {  # two T4s of Kaggle; see the README for what it costs
+_GPU = {  # for two T4s of Kaggle: where to start, not measured on a GPU yet
     "encoder": "efficientnet_v2_s",  # its first stages are plain 3 x 3 convolutions, fast in half precision
     "weights": "default",
     "n_folds": 6,  # even, for two GPUs
-    "epochs": 60,
-    "target_size": 384,  # what the encoder was made for
-    "width": 32,
+    "epochs": 60,  # twice as many as `strong`, whose score still rises with time
+    "target_size": 384,  # at which its weights were evaluated
+    "width": 32,  # twice `strong`, as the encoder's maps are wider
     "bottleneck_dropout": 0.0,
     "decoder_dropout": 0.0,
-    "batch_size": 16,  # smaller ones leave a GPU waiting for its kernels' launch
-    "lr": 5e-4,
+    "batch_size": 16,  # with fewer images a GPU waits for the next step's commands
+    "lr": 5e-4,  # lower and with more decay than `strong`, for seven times the weights
     "weight_decay": 0.02,
-    "clip_norm": 1.0,  # half precision
+    "clip_norm": 1.0,  # a step in half precision may be huge
     "tta": "d4",
 }
 PRESETS = {
     "baseline": {},  # the reference: 25 hours on its CPU
     "quick": _MODERN | _QUICK,  # from scratch in minutes on two CPU cores
     "strong": _MODERN | _STRONG,  # the best we know for a CPU, from ImageNet weights
-    "gpu": _MODERN | _GPU,  # for GPUs, an hour on two of them
+    "gpu": _MODERN | _GPU,
 }
 _DEFAULT_PRESET = "quick"
 

@@ -72,6 +72,11 @@ def _find_roots(place: Path, contest: Contest, depth: int) -> Iterator[tuple[Pat
                 yield from _find_roots(folder, contest, depth - 1)
 
 
+def find_runs() -> Path:
+    """The folder of all runs."""
+    return find_repository() / "runs"
+
+
 def find_run_dir(run: str) -> Path:
     """A run's folder below `runs/` at the repository root, such as best, or sweep/best in a sweep's folder.
 
@@ -81,13 +86,13 @@ def find_run_dir(run: str) -> Path:
     parts = run.split("/")
     if len(parts) > 2 or not all(Path(part).name == part for part in parts) or {"", ".", ".."} & set(parts):
         raise ValueError(f"parameter run: got {run!r}, expected a plain folder name below runs/")
-    return find_repository() / "runs" / run
+    return find_runs() / run
 
 
 def find_run_name(run_dir: Path) -> str:
     """The name of the run in a folder, as `find_run_dir` takes it."""
     # A link's own place, wherever it leads.
-    return Path(os.path.abspath(run_dir)).relative_to(os.path.abspath(find_repository() / "runs")).as_posix()
+    return Path(os.path.abspath(run_dir)).relative_to(os.path.abspath(find_runs())).as_posix()
 
 
 def make_portable(path: Path) -> Path:

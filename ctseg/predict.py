@@ -104,10 +104,11 @@ def predict_cases(
     cases = predictors[0].dataset.cases
     for start in range(0, len(cases), batch_size):
         indices = range(start, min(start + batch_size, len(cases)))
-        maps, letterboxes = zip(*[predictor.predict(indices) for predictor in predictors])
-        for index, *each in zip(indices, zip(*maps), zip(*letterboxes)):
-            largest = max(each[1], key=lambda letterbox: letterbox.target_size)
-            yield cases[index], _average(*each, largest), largest
+        by_run = zip(*[predictor.predict(indices) for predictor in predictors])
+        by_image = (zip(*each) for each in by_run)
+        for index, maps, letterboxes in zip(indices, *by_image):
+            largest = max(letterboxes, key=lambda letterbox: letterbox.target_size)
+            yield cases[index], _average(maps, letterboxes, largest), largest
 
 
 def _average(maps: Sequence[np.ndarray], letterboxes: Sequence[Letterbox], largest: Letterbox) -> np.ndarray:

@@ -33,7 +33,7 @@ from ctseg.fingerprint import check_training_data, is_begun, read_window
 from ctseg.folders import IMAGE_SUFFIXES, find_folders
 from ctseg.live import is_live
 from ctseg.model import UNet, check_encoder, make_model
-from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir, make_portable
+from ctseg.paths import find_data_root, find_file, find_repository, find_run_dir, find_runs, make_portable
 from ctseg.transforms import EvalTransform
 from ctseg.weights import check_pretrained
 
@@ -144,7 +144,7 @@ def _read_average(runs: Any, parameters: Mapping[str, Any], stored: Mapping[str,
     run = str(parameters.get("run") or "+".join(names).replace("/", "-"))
     for name in names:
         if not is_begun(find_run_dir(name)):
-            raise ValueError(f"parameter runs: {name!r} is no run with trained folds below {_find_runs()}")
+            raise ValueError(f"parameter runs: {name!r} is no run with trained folds below {find_runs()}")
     if len({*names, run}) <= len(names):
         raise ValueError(
             f"parameter runs: got {runs!r} for the run {run!r}; expected each once, and another name for it"
@@ -152,7 +152,8 @@ def _read_average(runs: Any, parameters: Mapping[str, Any], stored: Mapping[str,
     facts = {name: stored[name] for name in CONTEST_FACTS if name in stored}
     base = _read_stored(names[0]) | facts
     config = Config(**fill_settings({**parameters, "run": run, "runs": runs}, base))
-    changed = [name for name, value in config.settings().items() if value != Config(**base).settings()[name]]
+    own = Config(**base).settings()
+    changed = [name for name, value in config.settings().items() if value != own[name]]
     if changed:
         raise ValueError(f"parameter {changed[0]}: runs {runs!r} have their own settings; leave it out")
     return config
@@ -163,15 +164,10 @@ def _split_names(runs: str) -> list[str]:
     parts, names = [part.strip() for part in runs.split(",")], []
     while parts:
         lengths = range(len(parts), 1, -1)
-        length = next((n for n in lengths if (_find_runs() / ",".join(parts[:n])).is_dir()), 1)
+        length = next((n for n in lengths if (find_runs() / ",".join(parts[:n])).is_dir()), 1)
         names.append(",".join(parts[:length]))
         del parts[:length]
     return [name for name in names if name]
-
-
-def _find_runs() -> Path:
-    """The folder of all runs."""
-    return find_repository() / "runs"
 
 
 def _read_stored(run: Any) -> dict[str, Any] | None:
@@ -437,7 +433,11 @@ def measure_step_memory(config: Config) -> int:
 
 
 def count_operations(config: Config) -> int:
-    """Floating-point operations that an image takes in training: three times those of its forward pass."""
+    """Floating-point operations that an image takes in training, a product and its sum counted as two.
+
+    Three times those of the forward pass: the backward pass takes the gradients by inputs and by weights.
+    Counted are convolutions and matrix products.
+    """
     network = make_network(replace(config, weights="")).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(1, 3, config.target_size, config.target_size, device="meta"))

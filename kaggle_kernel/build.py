@@ -53,7 +53,7 @@ from ctseg.device import check_gpus
 print(check_gpus())
 if preset == "gpu" and not torch.cuda.is_available():
     preset = "strong"
-    print("preset strong instead of gpu, which would take days")"""
+    print("preset strong instead of gpu, which is made for GPUs")"""
 _ATTACH = """from kaggle_kernel.session import attach_run, tidy_run
 
 if attach_run(run, weights):
@@ -312,11 +312,9 @@ def _describe_cost(configs: Sequence[Config]) -> str:
         passes = 1 - 2 / 3 / max(config.n_folds, 5)  # of validation images forward alone
         operations = 1000 * passes * config.epochs * count_operations(config)
         hours += math.ceil(config.n_folds / 2) * operations / _T4_RATE / 3600
-    memory = max(map(measure_step_memory, configs)) / 2 / 1e9  # in half precision
-    return (
-        f"modelled, not measured: {hours:.1f} hours on two T4s with 1,000 images, {memory:.1f} GB of a "
-        "GPU's 15"
-    )
+    memory = max(map(measure_step_memory, configs)) / 2 / 1e9  # half precision, in which weights are few
+    cost = f"{hours:.1f} hours on two T4s with 1,000 images, at least {memory:.1f} GB of a GPU's 15"
+    return f"modelled, not measured: {cost}"
 
 
 def _make_metadata(

@@ -41,7 +41,7 @@ from ctseg.train import find_kept
 # on other settings are refused: they are another run's.
 
 # %% tags=["parameters"]
-preset: str = None  # quick (the default), strong (more), gpu (most, needs GPUs) or baseline (the reference)
+preset: str = None  # quick (the default), strong (best on a CPU), gpu (for GPUs) or baseline (the reference)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 fold: int = None  # train this fold only, 0 to n_folds - 1; None for all

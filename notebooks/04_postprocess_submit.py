@@ -62,7 +62,7 @@ from ctseg.tables import check_tables
 # the same way. A value that is not given, or None, comes from the run: `-p run name` is enough.
 
 # %% tags=["parameters"]
-preset: str = None  # quick (the default), strong (more), gpu (most, needs GPUs) or baseline (the reference)
+preset: str = None  # quick (the default), strong (best on a CPU), gpu (for GPUs) or baseline (the reference)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 predict_folder: str = ""  # folder of images to predict instead of the test images; needs no training data

@@ -229,12 +229,15 @@ def test_further_runs_of_a_kernel_are_between_its_training_and_its_submission(cl
 def test_the_cost_that_is_printed_grows_with_what_is_trained(clone, call):
     def find_cost(*arguments):
         printed = call(build, *arguments)[1]
-        costs = re.search(r"measured: ([\d.]+) hours on two T4s with 1,000 images, ([\d.]+) GB", printed)
+        costs = re.search(
+            r"measured: ([\d.]+) hours on two T4s with 1,000 images, at least ([\d.]+) GB", printed
+        )
         return tuple(map(float, costs.groups()))
 
     hours, memory = find_cost()
-    # The estimate that the preset was chosen by: 0.9 hours for 1,087 images, 5.5 GB.
-    assert (hours, memory) == (pytest.approx(0.83, abs=0.1), pytest.approx(5, abs=1))
+    # 12.4 billion products an image at 384 pixels, 8.4 of them of the encoder, as torchvision has it too.
+    assert hours == pytest.approx(3 * 1000 * (1 - 1 / 9) * 60 * 6 * 12.4e9 / 4e12 / 3600, abs=0.05)
+    assert 3 < memory < 6
     assert find_cost("-p", "epochs", 120)[0] == pytest.approx(2 * hours, abs=0.1)
     assert find_cost("-p", "budget_minutes", 90, "--member", "seed=1") == (3.0, memory)
     more = find_cost("--member", "target_size=512", "--member", "epochs=60,seed=1")

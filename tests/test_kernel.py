@@ -266,7 +266,7 @@ def test_with_one_worker_killed_and_one_that_hangs_the_kernel_submits_in_time(
     assert "killed because it had given no sign for 2.0 minutes" in done.stdout
     assert re.search(r"fold2 has time for \d+ epochs instead of 100000", done.stdout)
     summary = json.loads((working / "runs" / "small" / "summary.json").read_text())
-    assert summary["failed"].keys() == {"fold0", "fold1"} and "using fold2 of 3" in done.stdout
+    assert summary["failed"].keys() == {"fold0", "fold1"} and "small: fold2 of 3" in done.stdout
     check_submission(working / "submission.csv", find_cases(phantom, "test", A0), A0)
     assert 2.5 < minutes < 7  # training ends after 3; then come 04 and whatever the machine is busy with
 

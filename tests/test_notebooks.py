@@ -62,7 +62,9 @@ def test_the_pair_is_in_sync_and_holds_no_outputs(name):
 def test_03_shows_all_parameters_and_the_others_the_first_three(name):
     cell = parameters_cell(name)
     statements = ast.parse(cell.source).body
-    expected = {"03": PARAMETERS, "04": [*SHOWN, "predict_folder", "runs", "use_unfinished"]}.get(name[:2], SHOWN)
+    expected = {"03": PARAMETERS, "04": [*SHOWN, "predict_folder", "runs", "use_unfinished"]}.get(
+        name[:2], SHOWN
+    )
     assert [statement.target.id for statement in statements] == expected
     assert set(expected) <= set(NAMES)
     assert {ast.literal_eval(statement.value) for statement in statements} <= {None, "", False}

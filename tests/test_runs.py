@@ -634,7 +634,7 @@ def test_runs_of_a_sweep_have_commas_in_their_names(phantom):
         ({"runs": "a,b", "run": "a"}, "got 'a,b' for the run 'a'; expected each once"),
         ({"runs": "a,b", "lr": 0.2}, "parameter lr: runs 'a,b' have their own settings; leave it out"),
         ({"runs": "a,b", "preset": "strong"}, "have their own settings; leave it out"),
-        ({"runs": "a,b", "run": "c"}, "'c' with folds|'a,b'; they are for 04, and for a run without folds"),
+        ({"runs": "a,b", "run": "c"}, "got 'a,b'; they are for 04, and for a run without folds of its own"),
     ],
 )
 def test_what_is_no_average_is_refused(phantom, parameters, message):
@@ -660,4 +660,3 @@ def test_operations_are_those_of_three_forward_passes():
     assert large == 4 * small
     # The first convolution alone: 3 x 3 x 3 products and sums for each of 16 channels of each pixel.
     assert small > 3 * 2 * 27 * 16 * 32 * 32
-    assert Config().weights == ""

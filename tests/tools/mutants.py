@@ -345,14 +345,32 @@ FAULTS = [
     (
         "test ids in another order than their masks",
         "predict",
-        "zip((dataset.cases[index] for index in indices), each",
-        "zip((dataset.cases[index] for index in reversed(indices)), each",
+        "yield cases[index], _average",
+        "yield cases[indices[0] + indices[-1] - index], _average",
+    ),
+    (
+        "a map that keeps its place in another run's square",
+        "transforms",
+        "moved[other.inside] = replace",
+        "moved[: other.resized_size[0], : other.resized_size[1]] = replace",
+    ),
+    (
+        "an average whose folds are those of the last run",
+        "predict",
+        "firsts = [found[0] for",
+        "firsts = [found[-1] for",
+    ),
+    (
+        "an average that takes the place of one of its runs",
+        "runs",
+        "if len({*names, run}) <= len(names):",
+        "if len({*names}) < len(names):",
     ),
     (
         "average of masks instead of probabilities",
         "predict",
-        "torch.stack([predict_probabilities(model, batch, tta=tta) for",
-        "torch.stack([(predict_probabilities(model, batch, tta=tta) > 0.5).float() for",
+        "torch.stack([predict_probabilities(network, batch, tta=self.tta) for",
+        "torch.stack([(predict_probabilities(network, batch, tta=self.tta) > 0.5).float() for",
     ),
     (
         "out-of-fold predictions of the last weights",
