@@ -36,12 +36,17 @@ PLACES = {"newer": f"competitions/{A0.slug}/Dataset", "older": f"{A0.slug}/Datas
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory) -> str:
     """The text that the server receives of a kernel that is built and pushed with no arguments."""
-    clone = copy_sources(tmp_path_factory.mktemp("clone"))
+    return send(tmp_path_factory.mktemp("clone"))
+
+
+def send(folder: Path, *options: str) -> str:
+    """Build a kernel with the options and push it; return the text that the server receives."""
+    clone = copy_sources(folder)
     server = KaggleServer()
     saved = {"url": "https://example.org/code/somebody/ctseg-segmentation", "versionNumber": 1}
     server.answers = {"SaveKernel": saved}
     environment = server.environment(clone) | {"PYTHONPATH": str(clone)}
-    for command in (["build.py"], ["client.py", "push"]):
+    for command in (["build.py", *options], ["client.py", "push"]):
         program = [sys.executable, f"kaggle_kernel/{command[0]}", *command[1:]]
         subprocess.run(program, cwd=clone, env=environment, check=True)
     server.shutdown()
@@ -236,6 +241,13 @@ def test_a_fold_that_crashes_is_reported_and_left_out(run_kernel, phantom, tmp_p
     check_submission(working / "submission.csv", find_cases(phantom, "test", A0), A0)
 
 
+def pretend_gpus(sent: str) -> str:
+    """The kernel's text, in which the notebook pretends to have two GPUs; its workers compute on the CPU."""
+    pretended = sent.replace("print(check_gpus())", "import torch; torch.cuda.device_count = lambda: 2")
+    assert pretended != sent
+    return pretended
+
+
 def send_to_worker(working: Path, run: str, fold: int, number: int) -> None:
     """Send a signal to the process that trains a fold, after its first epoch."""
     wait((working / "runs" / run / f"fold{fold}" / "history.csv").is_file)
@@ -247,9 +259,6 @@ def send_to_worker(working: Path, run: str, fold: int, number: int) -> None:
 def test_with_one_worker_killed_and_one_that_hangs_the_kernel_submits_in_time(
     request, sent, phantom, tmp_path
 ):
-    """On two GPUs that the notebook pretends to have; its workers compute on the CPU."""
-    pretended = sent.replace("print(check_gpus())", "import torch; torch.cuda.device_count = lambda: 2")
-    assert pretended != sent
 
     def disturb() -> None:
         send_to_worker(tmp_path / "working", "small", 0, signal.SIGKILL)
@@ -258,7 +267,7 @@ def test_with_one_worker_killed_and_one_that_hangs_the_kernel_submits_in_time(
     mounted = mount(phantom, tmp_path, PLACES["newer"])
     settings = SMALL | {"n_folds": 3, "epochs": 100_000, "deadline_minutes": 3.0}
     started = time.monotonic()
-    run_kernel = make_runner(request, pretended)
+    run_kernel = make_runner(request, pretend_gpus(sent))
     done, working = run_kernel(tmp_path, mounted, disturb, run="small", **settings)
     minutes = (time.monotonic() - started) / 60
     assert done.returncode == 0, done.stdout
@@ -269,6 +278,32 @@ def test_with_one_worker_killed_and_one_that_hangs_the_kernel_submits_in_time(
     assert summary["failed"].keys() == {"fold0", "fold1"} and "small: fold2 of 3" in done.stdout
     check_submission(working / "submission.csv", find_cases(phantom, "test", A0), A0)
     assert 2.5 < minutes < 7  # training ends after 3; then come 04 and whatever the machine is busy with
+
+
+def test_a_deadline_that_falls_into_the_second_member_gives_the_average_of_both(request, phantom, tmp_path):
+    sent = send(tmp_path / "clone", "--member", "epochs=100000,width=12")
+    mounted = mount(phantom, tmp_path, PLACES["newer"])
+    started = time.monotonic()
+    run_kernel = make_runner(request, pretend_gpus(sent))
+    done, working = run_kernel(tmp_path, mounted, run="small", **SMALL | {"deadline_minutes": 3.0})
+    minutes = (time.monotonic() - started) / 60
+    assert done.returncode == 0, done.stdout
+    first, second = done.stdout.split("member small-100000-12\n")
+    assert "instead of 20" not in first and len(re.findall(r"fold[01] epoch 20/20", first)) == 2
+    epochs = [int(n) for n in re.findall(r"fold[01] has time for (\d+) epochs instead of 100000", second)]
+    assert len(epochs) == 2 and min(epochs) > 0 and "FAILED" not in done.stdout
+    names = ("small", "small-100000-12")
+    assert all((working / f"runs/{name}/fold{k}/oof.npz").is_file() for name in names for k in (0, 1))
+    average = working / "runs" / "small-average"
+    assert json.loads((average / "config.json").read_text())["runs"] == ",".join(names)
+    summary = json.loads((average / "summary.json").read_text())
+    scores = {name: figures["dice"] for name, figures in summary["scores"].items()}
+    alone = [scores[f"validation, {name} alone"] for name in names]
+    assert scores["validation, plain threshold"] > min(alone)
+    submitted = (working / "submission.csv").read_bytes()
+    assert submitted == (average / "submission.csv").read_bytes()
+    assert score(working / "submission.csv", phantom) > 0.3
+    assert 2.5 < minutes < 6  # training ends after 3; then comes 04
 
 
 def test_no_data_no_weights_and_no_finished_fold_are_failures(run_kernel, phantom, tmp_path):
