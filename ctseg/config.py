@@ -77,6 +77,7 @@ class Config(Contest):
     weight_decay: float = _number(0.0, 0, 10)  # of AdamW, on weights only; 0 makes it plain Adam
     clip_norm: float | None = _number(None, 1e-6, 1e6)  # largest norm of the gradient, None for no limit
     bce_weight: float = _number(0.5, 0, 1)  # share of BCE in the loss; the rest is soft Dice
+    border_weight: float = _number(0.0, 0, 100)  # by how much more BCE counts at the border of a region
     keep: str = _choice("best", "best", "last")  # the epoch whose weights are kept, see train.find_kept
     # Augmentation: each image of a batch draws its own changes, in ranges that are symmetric about no change
     flip: float = _augmentation(0.5, 1, shown=0.5)  # probability, horizontally and again vertically
@@ -209,6 +210,7 @@ _STRONG = {
     "decoder_dropout": 0.0,
     "batch_size": 4,
     "lr": 1e-3,
+    "border_weight": 5.0,  # + .004 Dice over none
     "tta": "d4",
 }
 _GPU = {  # for two T4s of Kaggle: where to start, not measured on a GPU yet
@@ -224,6 +226,7 @@ _GPU = {  # for two T4s of Kaggle: where to start, not measured on a GPU yet
     "lr": 5e-4,  # lower and with more decay than `strong`, for seven times the weights
     "weight_decay": 0.02,
     "clip_norm": 1.0,  # a step in half precision may be huge
+    "border_weight": 5.0,  # as in `strong`
     "tta": "d4",
 }
 PRESETS = {

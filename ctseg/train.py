@@ -204,7 +204,7 @@ def find_kept(history: Sequence[dict], keep: str) -> dict:
 class Learner:
     """A network and all that changes with it while it learns; `state_dict` is the content of a checkpoint.
 
-    It takes the augmentation, lr, weight_decay, clip_norm and bce_weight from the config.
+    It takes the augmentation, lr, weight_decay, clip_norm and the loss's weights from the config.
     """
 
     def __init__(self, model: nn.Module, config: Config, device: torch.device | str = "cpu"):
@@ -216,7 +216,7 @@ class Learner:
         self.optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.transform = TrainTransform(Augment(**config.augmentation()), self.device)
-        self.criterion = DiceBCELoss(config.bce_weight)
+        self.criterion = DiceBCELoss(config.bce_weight, config.border_weight)
         self.plan = Plan(1)
 
     def set_lr(self, step: int) -> float:
