@@ -34,6 +34,7 @@ def test_the_defaults_are_the_reference_recipe():
         "bottleneck_dropout": 0.3,
         "decoder_dropout": 0.2,
         "bce_weight": 0.5,
+        "border_weight": 0,
         "threshold": 0.5,
         "lr": 1e-4,
         "schedule": "constant",

@@ -20,7 +20,7 @@ from ctseg.config import Config
 from ctseg.data import read_mask
 from ctseg.explore import round_trip_dice
 from ctseg.files import lock_folder, read_csv, write_csv
-from ctseg.losses import Losses
+from ctseg.losses import DiceBCELoss, Losses
 from ctseg.model import load_weights, make_model
 from ctseg.predict import predict_training_set, write_oof
 from ctseg.schedule import Pace, Plan, one_cycle
@@ -359,6 +359,18 @@ def test_of_epochs_and_budget_the_shorter_counts(training_set, tmp_path):
     unlimited, expected = train(training_set, tmp_path / "b", epochs=2)
     assert without_seconds(history) == without_seconds(expected)
     assert same(model.state_dict(), unlimited.state_dict())
+
+
+@pytest.mark.parametrize("changes", [{"bce_weight": 0.9}, {"border_weight": 5.0}, {"bce_weight": 1.0}])
+def test_a_learner_minimizes_the_loss_of_its_config(training_set, changes):
+    config = Config(batch_size=4, flip=0, rot90=0, **changes)
+    learner = make_learner(config)
+    pixels = training_set.get_batch(torch.arange(4), learner.device)
+    targets = pixels[:, 3:] / 255
+    expected = DiceBCELoss(config.bce_weight, config.border_weight)(torch.zeros_like(targets), targets)
+    learner.model.forward = lambda images: torch.zeros_like(targets, requires_grad=True)
+    losses, _ = learner.step(pixels, make_generator(1))
+    assert losses.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
 
 
 def test_only_weights_decay():

@@ -328,6 +328,9 @@ FAULTS = [
         "self.bce_weight * bce + (1 - self.bce_weight) * dice_loss",
         "(1 - self.bce_weight) * bce + self.bce_weight * dice_loss",
     ),
+    ("weights at one side of a border only", "losses", "(targets - mean).abs()", "(targets - mean).relu()"),
+    ("borders weighted on top of BCE's mean", "losses", "return weights / weights.mean()", "return weights"),
+    ("border weights not passed on", "train", "config.bce_weight, config.border_weight", "config.bce_weight"),
     ("TTA not flipped back", "predict", "predict(oriented.flip(3)).flip(2)", "predict(oriented.flip(3))"),
     (
         "prediction in training mode",
