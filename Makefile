@@ -48,7 +48,8 @@ compare: setup ## runs on the same data, ranked, and where they differ most: RUN
 
 average: setup ## notebook 04 on the mean of trained runs, RUNS="a b", into runs/RUN
 	$(if $(RUNS),,$(error RUNS="a b" is required))$(if $(filter file,$(origin RUN)),$(error RUN=name is required))
-	$(PYTHON) -m ctseg.execute --only 04_postprocess_submit -r run "$(RUN)" -r runs "$$(echo $(RUNS) | tr ' ' ',')" $(ARGS)
+	$(PYTHON) -m ctseg.execute --only 04_postprocess_submit -r run "$(RUN)" -r runs "$$(echo $(RUNS) | tr ' ' ',')" \
+	    $(if $(filter file,$(origin DATA)),,-r data_root "$(DATA)") $(ARGS)
 	@$(PYTHON) -m ctseg.report "runs/$(RUN)"
 
 sweep: setup ## a run for each combination of the lists in GRID=grid.yaml, ranked; SWEEP= JOBS= SCHEDULER= or ARGS="-p lr 1e-3,5e-4"

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 
 from ctseg.data import read_image
 from ctseg.files import atomic_path, print_anywhere, write_csv
-from ctseg.fingerprint import check_training_data, read_mask_digests
+from ctseg.fingerprint import check_training_data, is_begun, read_mask_digests
 from ctseg.folds import find_folds
 from ctseg.page import caption, draw_case, draw_svg, embed, write_page
 from ctseg.paths import find_run_dir, find_run_name, find_runs
@@ -89,8 +89,14 @@ def compare_runs(*names: str) -> Comparison:
 
     Raises:
         FileNotFoundError: a run has no trained fold.
-        ValueError: runs on other data or other images.
+        ValueError: runs on other data or other images, or an average of runs.
     """
+    for name in names:
+        if not is_begun(find_run_dir(name)) and (averaged := read_config(run=name).runs):
+            raise ValueError(
+                f"{name} is the average of {averaged} and has no folds to compare by; its score next to that "
+                f"of each alone is in {find_run_dir(name) / 'report.html'}, which make average wrote"
+            )
     comparison = compare([Configuration(name, find_folds(find_run_dir(name))) for name in names])
     if len(comparison.rows) < len(names):
         left_out = "; ".join(note for note in comparison.notes if note.startswith("left out"))

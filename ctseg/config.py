@@ -222,7 +222,7 @@ _GPU = {  # for two T4s of Kaggle: where to start, not measured on a GPU yet
     "width": 32,  # twice `strong`, as the encoder's maps are wider
     "bottleneck_dropout": 0.0,
     "decoder_dropout": 0.0,
-    "batch_size": 16,  # with fewer images a GPU waits for the next step's commands
+    "batch_size": 16,  # assumed: smaller steps may leave a GPU waiting for commands
     "lr": 5e-4,  # lower and with more decay than `strong`, for seven times the weights
     "weight_decay": 0.02,
     "clip_norm": 1.0,  # a step in half precision may be huge
@@ -268,13 +268,15 @@ def _convert(name: str, value: Any) -> Any:
     """A value in its setting's type, where it comes in another one and says the same.
 
     papermill makes text of `false` and a number of a run's name 7; YAML makes text of 1e-3 and False of off;
-    a live notebook may have NumPy's numbers and paths.
+    a command line has a tuple for the runs 48,7; a live notebook may have NumPy's numbers and paths.
     """
     allowed = _TYPES[name]
     if bool in allowed:
         return _WORDS.get(str(value).strip().lower(), value)
     if isinstance(value, bool):
         return "none" if not value and "none" in _OPTIONS.get(name, ()) else value
+    if str in allowed and isinstance(value, tuple):
+        return ",".join(map(str, value))
     if str in allowed:
         return str(value) if isinstance(value, numbers.Real | os.PathLike | datetime.date) else value
     try:

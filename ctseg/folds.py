@@ -29,7 +29,14 @@ from ctseg.model import UNet
 from ctseg.paths import find_file
 from ctseg.predict import Predictor, write_oof
 from ctseg.progress import Display
-from ctseg.runs import check_settings, make_dataset, make_network, make_transform, measure_step_memory
+from ctseg.runs import (
+    check_settings,
+    choose_window,
+    make_dataset,
+    make_network,
+    make_transform,
+    measure_step_memory,
+)
 from ctseg.schedule import Timetable, find_deadline
 from ctseg.seeds import make_seed
 from ctseg.shared import map_shared, write_shared
@@ -428,9 +435,7 @@ def find_oof(config: Config, run_dir: Path) -> list[Path]:
 
 def load_predictor(config: Config, run_dir: Path, dataset: SegmentationDataset) -> Predictor:
     """The kept networks of a run, and the images of a data set as they see them."""
-    given = config.window_low, config.window_high
-    window = dataset.window if None in given else given
-    own = SegmentationDataset(dataset.cases, make_transform(config), window)
+    own = SegmentationDataset(dataset.cases, make_transform(config), choose_window(config, run_dir))
     return Predictor(load_folds(config, run_dir), own, config.tta)
 
 

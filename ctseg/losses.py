@@ -55,11 +55,14 @@ class DiceBCELoss(nn.Module):
 
 
 def weigh_borders(targets: Tensor, border_weight: float) -> Tensor:
-    """Weights of each pixel of targets (B, 1, S, S), of the same shape and a mean of 1.
+    """Weights of each pixel of targets (B, 1, S, S), of the same shape and with a mean of 1 over the batch.
 
-    They rise with how far a pixel is from the mean of its neighborhood, a square of S / 12 pixels: up to
-    1 + border_weight / 2 times as high at a straight border as inside, and higher in a narrow corner. Without
-    a border, as in empty masks, all are 1. After F3Net (Wei et al., AAAI 2020), there with a weight of 5.
+    They rise with how far a pixel is from the mean of its neighborhood, a square whose side is 1/12 of the
+    image's: up to 1 + border_weight / 2 times as high at a straight border as inside, and higher in a narrow
+    corner. Where no image has a border, as with empty masks, all are 1; an empty mask next to others has
+    weights below 1, as the inside of a region has. After F3Net (Wei et al., AAAI 2020), which has a weight of
+    5 too, divides by each image's own sum, and weighs its second term, IoU, in the same way; here soft Dice
+    stays as it is.
     """
     side = targets.shape[-1] // _BORDER_SHARE // 2 * 2 + 1
     # Along one axis and then the other, which is faster and the same: at the edge too, each mean is over as

@@ -221,6 +221,22 @@ def _open_oof(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
         ) from None
 
 
+def select_common(members: Sequence["OutOfFold"]) -> list["OutOfFold"]:
+    """Of each run's predictions those of the images that all of them have, in the first one's order.
+
+    Raises:
+        ValueError: there is no such image.
+    """
+    places = [{case.image_id: index for index, case in enumerate(member.cases)} for member in members]
+    common = [image_id for image_id in places[0] if all(image_id in found for found in places)]
+    if not common:
+        raise ValueError(
+            "the runs have no validation image in common, so that nothing says what their mean is worth; "
+            "average runs of the same folds, or of all"
+        )
+    return [member.select([found[name] for name in common]) for member, found in zip(members, places)]
+
+
 class OutOfFold:
     """Predictions on images that their network was not trained on, and their scores under a post-processing.
 
@@ -251,32 +267,31 @@ class OutOfFold:
 
     @staticmethod
     def average(members: Sequence["OutOfFold"]) -> "OutOfFold":
-        """The mean of several runs' predictions, image by image, in the largest run's square.
+        """The mean of predictions of the same images (see `select_common`), in the largest one's square.
 
-        An image that some of them lack has the mean of the others. Each image's fold is that of the first run
-        that has it.
+        Folds are those of the first.
         """
         if len(members) == 1:
             return members[0]
-        places: dict[str, list[tuple[OutOfFold, int]]] = {}
-        for member in members:
-            for index, case in enumerate(member.cases):
-                places.setdefault(case.image_id, []).append((member, index))
-        side = max(member.probabilities.shape[-1] for member in members)
-        firsts = [found[0] for found in places.values()]
         mean = copy.copy(members[0])
-        mean.cases = [member.cases[index] for member, index in firsts]
-        sizes = [member.letterboxes[index].original_size for member, index in firsts]
-        mean.letterboxes = [make_letterbox(size, side) for size in sizes]
-        mean.folds = np.array([member.folds[index] for member, index in firsts])
+        side = max(member.probabilities.shape[-1] for member in members)
+        mean.letterboxes = [make_letterbox(each.original_size, side) for each in mean.letterboxes]
         mean._packed_masks, mean._scores = {}, {}
-
         mean.probabilities = np.empty((len(mean.cases), side, side), np.uint8)
-        for row, (found, letterbox) in enumerate(zip(places.values(), mean.letterboxes)):
-            maps = [member.probabilities[index].astype(np.float32) for member, index in found]
-            squares = [member.letterboxes[index] for member, index in found]
-            mean.probabilities[row] = _average(maps, squares, letterbox).round()
+        for index, letterbox in enumerate(mean.letterboxes):
+            maps = [member.probabilities[index].astype(np.float32) for member in members]
+            squares = [member.letterboxes[index] for member in members]
+            mean.probabilities[index] = _average(maps, squares, letterbox).round()
         return mean
+
+    def select(self, indices: Sequence[int]) -> "OutOfFold":
+        """The predictions with these indices, in this order."""
+        chosen = copy.copy(self)
+        chosen.cases = [self.cases[index] for index in indices]
+        chosen.letterboxes = [self.letterboxes[index] for index in indices]
+        chosen.probabilities, chosen.folds = self.probabilities[indices], self.folds[indices]
+        chosen._packed_masks, chosen._scores = {}, {}
+        return chosen
 
     def shrink(self, side: int = 512) -> "OutOfFold":
         """The same predictions on images whose longer side has at most `side` pixels, or twice the square's.

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -72,22 +73,31 @@ def write_summary(
     postprocess: str,
     unfinished: Sequence[str] = (),
     submission: str = "",
+    members: Mapping[str, Path] = MappingProxyType({}),
 ) -> dict:
     """Write `summary.json`.
 
     Scores as `summarize` gives them, post-processing, unfinished and failed folds, what was checked of the
-    submission, training seconds by fold, environment.
+    submission, training seconds by fold, environment. Folds are those of the run or, in an average, of its
+    `members`, folders by the names of the runs.
     """
-    failures = sorted(run_dir.glob("failed_fold*.txt"))
+    folders = {f"{name}/": folder for name, folder in members.items()} or {"": run_dir}
+    failures = [
+        (f"{prefix}{path.stem.removeprefix('failed_')}", path)
+        for prefix, folder in folders.items()
+        for path in sorted(folder.glob("failed_fold*.txt"))
+    ]
     summary = {
         "run": run_dir.name,
         "scores": dict(scores),
         "postprocess": postprocess,
         "submission": submission,
         "unfinished": list(unfinished),
-        "failed": {path.stem.removeprefix("failed_"): read_last_line(path) for path in failures},
+        "failed": {name: read_last_line(path) for name, path in failures},
         "train_seconds": {
-            name: sum(row["seconds"] for row in history) for name, history in _read_histories(run_dir).items()
+            f"{prefix}{name}": sum(row["seconds"] for row in history)
+            for prefix, folder in folders.items()
+            for name, history in _read_histories(folder).items()
         },
         **describe_environment(),
     }
@@ -190,7 +200,9 @@ def _list_missing(summary: Mapping) -> list[str]:
     failed = []
     for name, reason in summary["failed"].items():
         found = re.match(r"(?:\w+\.)*(\w+(?:Error|Exception|OutOfMemory))(?::|$)", reason)
-        failed.append(f"{name} failed in its last try: {found[1] if found else ''} (see failed_{name}.txt)")
+        *run, fold = name.rsplit("/", 1)
+        file = "/".join([*run, f"failed_{fold}.txt"])
+        failed.append(f"{name} failed in its last try: {found[1] if found else ''} (see {file})")
     return [*failed, *summary["unfinished"]]
 
 

@@ -126,7 +126,7 @@ def make_config(**parameters: Any) -> Config:
 def read_config(**parameters: Any) -> Config:
     """As `make_config`, but nothing is looked for but the run, and nothing filled in."""
     stored = _read_stored(parameters.get("run")) or {}
-    if runs := parameters.get("runs") or stored.get("runs"):
+    if runs := Config(runs=fill_settings(parameters).get("runs") or stored.get("runs", "")).runs:
         return _read_average(runs, parameters, stored)
     if stored and not is_begun(find_run_dir(str(parameters["run"]))):
         # What was tried before a fold has weights is not what the run says.
@@ -134,13 +134,16 @@ def read_config(**parameters: Any) -> Config:
     return Config(**fill_settings(parameters, stored))
 
 
-def _read_average(runs: Any, parameters: Mapping[str, Any], stored: Mapping[str, Any]) -> Config:
+def _read_average(runs: str, parameters: Mapping[str, Any], stored: Mapping[str, Any]) -> Config:
     """The config of an average of runs: the first one's settings, a name of its own, the facts that it keeps.
 
     Raises:
-        ValueError: a name that is repeated or the average's own, a run without trained folds, or settings.
+        ValueError: no name, one that is repeated or the average's own, a run without trained folds, or
+            settings.
     """
     names = _split_names(runs)
+    if not names:
+        raise ValueError(f"parameter runs: got {runs!r}, expected names of trained runs, as in a,b")
     run = str(parameters.get("run") or "+".join(names).replace("/", "-"))
     for name in names:
         if not is_begun(find_run_dir(name)):
@@ -403,9 +406,13 @@ def make_new_dataset(config: Config, run_dir: Path, folder: Path) -> Segmentatio
         for stem, paths in found.items()
         for path in paths
     ]
+    return SegmentationDataset(cases, make_transform(config), choose_window(config, run_dir))
+
+
+def choose_window(config: Config, run_dir: Path) -> tuple[float, float] | None:
+    """The window in which a trained run sees 16-bit images: the one that is given, else that of training."""
     given = config.window_low, config.window_high
-    window = read_window(run_dir) if None in given else given
-    return SegmentationDataset(cases, make_transform(config), window)
+    return read_window(run_dir) if None in given else given
 
 
 def make_transform(config: Config) -> EvalTransform:

@@ -28,12 +28,13 @@ from ctseg.files import print_anywhere, read_json, write_json, write_text
 from ctseg.model import check_encoder
 from ctseg.pairs import KERNELSPEC, find_notebooks, find_tried, reset_parameters
 from ctseg.runs import count_operations, measure_step_memory
+from kaggle_kernel.session import name_member
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _UNPACKED = "/tmp/ctseg_kernel"  # below /kaggle/working it would become output
 _MAX_BYTES = 900_000  # of the JSON text that is sent; Kaggle's limit is 1,000,000
 _DEFAULTS = {"preset": "gpu", "deadline_minutes": 600}  # of the 720 that Kaggle gives
-_T4_RATE = 4e12  # operations a second in half precision; NVIDIA states 65e12, networks come to 4 to 5
+_T4_RATE = 4e12  # operations a second in half precision; assumed, of the 65e12 that NVIDIA states
 _SECRETS = (
     r"KGAT_\w{16,}",  # Kaggle's API token
     r"[\"']key[\"']\s*:\s*[\"']\w{16,}",  # of kaggle.json
@@ -92,7 +93,7 @@ def build_kernel(root: Path, parameters: dict, members: Sequence[dict] = ()) -> 
         new_code_cell("from ctseg.runs import make_config, open_run, read_parameters"),
         _find_cells(_find_training(notebooks), "setup")[1],
         *(cell for notebook in notebooks[:-1] for cell in _find_body(notebook)),
-        *_train_members(members),
+        *_make_member_cells(members),
         *_find_body(notebooks[-1]),
         new_markdown_cell(_SUBMISSION),
         new_code_cell('tidy_run(run_dir, test.cases, config)\nprint(open("submission.csv").read(200))'),
@@ -103,7 +104,7 @@ def build_kernel(root: Path, parameters: dict, members: Sequence[dict] = ()) -> 
     return kernel
 
 
-def _train_members(members: Sequence[dict]) -> list[NotebookNode]:
+def _make_member_cells(members: Sequence[dict]) -> list[NotebookNode]:
     """The cells that train more runs; none without members."""
     if not members:
         return []
@@ -302,19 +303,37 @@ def _read_member(text: str, parameters: Mapping) -> dict:
     return member
 
 
+def _check_different(configs: Sequence[Config], members: Sequence[dict]) -> None:
+    """Raise ValueError if a further run has the settings, or the name, of one before it."""
+    texts = [str(config.settings() | {"weights": config.weights}) for config in configs]
+    names = [name_member("", member) for member in ({}, *members)]
+    for index, member in enumerate(members, start=1):
+        if texts[index] in texts[:index] or names[index] in names[:index]:
+            raise ValueError(
+                f"--member {member}: another run of this kernel has these settings; leave it out"
+            )
+
+
 def _describe_cost(configs: Sequence[Config]) -> str:
     """What training costs on Kaggle's two T4s, by a count of operations and not by a measurement."""
-    hours = 0.0
-    for config in configs:
-        if config.budget_minutes:
-            hours += config.budget_minutes / 60
-            continue
-        passes = 1 - 2 / 3 / max(config.n_folds, 5)  # of validation images forward alone
-        operations = 1000 * passes * config.epochs * count_operations(config)
-        hours += math.ceil(config.n_folds / 2) * operations / _T4_RATE / 3600
+    hours = sum(map(_model_hours, configs))
     memory = max(map(measure_step_memory, configs)) / 2 / 1e9  # half precision, in which weights are few
     cost = f"{hours:.1f} hours on two T4s with 1,000 images, at least {memory:.1f} GB of a GPU's 15"
-    return f"modelled, not measured: {cost}"
+    deadline = (configs[0].deadline_minutes or math.inf) / 60
+    cut = f"; the deadline of {deadline:.1f} hours will cut it short" if hours > deadline else ""
+    return f"modelled, not measured: {cost}{cut}"
+
+
+def _model_hours(config: Config) -> float:
+    """The hours that two T4s train a run on 1,000 images, validation after each epoch included."""
+    budget = config.budget_minutes / 60 if config.budget_minutes else math.inf
+    if config.epochs is None:
+        return budget
+    validated = 1 / config.n_folds if config.n_folds > 1 else 0.1
+    n_trained = config.n_folds if config.fold is None else 1
+    # A validation image passes forward alone, a third of what an image costs that is trained on.
+    operations = 1000 * (1 - validated * 2 / 3) * config.epochs * count_operations(config)
+    return min(budget, math.ceil(n_trained / 2) * operations / _T4_RATE / 3600)
 
 
 def _make_metadata(
@@ -426,9 +445,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = {"datasets": arguments.dataset, "models": arguments.model, "kernels": arguments.kernel}
     try:
         parameters = _read_parameters(arguments)
-        members = [_read_member(text, parameters) for text in dict.fromkeys(arguments.member)]
+        members = [_read_member(text, parameters) for text in arguments.member]
         given = {"internet": internet, "attached": any(sources.values())}
         configs = [_check_parameters(parameters | member, **given) for member in ({}, *members)]
+        _check_different(configs, members)
         kernel = build_kernel(REPOSITORY, parameters, members)
         size = _check_kernel(kernel, REPOSITORY)
         slug = parameters.get("slug", A0.slug)

@@ -97,9 +97,9 @@ def _find_kernel() -> str:
 
 
 def fetch_output(data_root: str, parameters: Mapping[str, Any]) -> None:
-    """Fetch a finished kernel's output, move its run to `runs/`, and check its submission as the run has it.
+    """Fetch a finished kernel's output, move its runs to `runs/`, and check its submission as its run has it.
 
-    A run of that name that is there already is left as it is; the new one gets a number.
+    A run of one's name that is there already is left as it is; the new one gets a number.
     """
     kernel = _find_kernel()
     folder = find_run_dir("kaggle")
@@ -109,15 +109,35 @@ def fetch_output(data_root: str, parameters: Mapping[str, Any]) -> None:
     _call_kaggle("kernels", "status", kernel, expect=r"COMPLETE\b")
     shutil.rmtree(fetched, ignore_errors=True)
     _call_kaggle("kernels", "output", kernel, "-p", fetched, "--force", expect="")
-    run = "kaggle"
-    for path in sorted(fetched.glob("runs/*/config.json")):
-        run = _bring_home(path.parent).name
+    homes = _bring_all_home(sorted(path.parent for path in fetched.glob("runs/*/config.json")))
     if not (fetched / "submission.csv").is_file():
         raise Refused(f"the kernel made no submission; what it made is in {fetched}, its log too")
+    submitted = [home.name for home in homes if _is_same(home / "submission.csv", fetched / "submission.csv")]
+    run = submitted[0] if submitted else "kaggle"
     shutil.rmtree(folder, ignore_errors=True)
     fetched.rename(folder)
     _check_here(folder / "submission.csv", data_root, read_config(**{"run": run} | parameters))
     print(f"{folder / 'submission.csv'}: valid; to submit it: make submit RUN={run}")
+
+
+def _bring_all_home(run_dirs: Sequence[Path]) -> list[Path]:
+    """Move runs to `runs/`, and last those that average others, whose names may be new ones then."""
+    configs = {path: read_json(path / "config.json") for path in run_dirs}
+    trained, averages = (
+        [path for path in run_dirs if bool(configs[path].get("runs")) == kind] for kind in (False, True)
+    )
+    homes = {path.name: _bring_home(path) for path in trained}
+    for path in averages:
+        names = configs[path]["runs"].split(",")
+        runs = ",".join(homes[name].name if name in homes else name for name in names)
+        write_json(configs[path] | {"runs": runs}, path / "config.json")
+        homes[path.name] = _bring_home(path)
+    return list(homes.values())
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two files are there and have the same content."""
+    return path.is_file() and other.is_file() and path.read_bytes() == other.read_bytes()
 
 
 def _bring_home(run_dir: Path) -> Path:
@@ -135,8 +155,9 @@ def _bring_home(run_dir: Path) -> Path:
 
 
 def _find_results(run_dir: Path) -> dict[str, bytes]:
-    """The predictions of a run's finished folds, by which one is known as the same."""
-    return {path.parent.name: path.read_bytes() for path in run_dir.glob("fold*/oof.npz")}
+    """By which a run is known as the same: its finished folds' predictions; of an average what it submits."""
+    paths = [*run_dir.glob("fold*/oof.npz")] or [run_dir / "config.json", run_dir / "submission.csv"]
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in paths if path.is_file()}
 
 
 def submit(run: str, data_root: str, parameters: Mapping[str, Any]) -> None:

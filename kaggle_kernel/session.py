@@ -3,16 +3,19 @@
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctseg.config import Config
+import numpy as np
+
+from ctseg.config import CONTEST_FACTS, Config
 from ctseg.contest import KAGGLE_INPUT, Contest
-from ctseg.data import Case
+from ctseg.data import Case, find_cases
 from ctseg.files import PARTIAL, read_json
-from ctseg.folds import train_folds
-from ctseg.paths import find_run_dir
+from ctseg.folds import find_oof, train_folds
+from ctseg.paths import find_run_dir, find_runs
+from ctseg.postprocess import PostProcess
+from ctseg.predict import OutOfFold, select_common
 from ctseg.runs import PLACES, make_config, open_run
 from ctseg.submission import check_submission
 
@@ -80,34 +83,66 @@ def train_members(config: Config, members: Sequence[Mapping[str, Any]]) -> tuple
     """Train more runs in turn, each with other settings; return the config and folder of their average.
 
     They and the run that is trained already share the deadline. One that fails, or for which no time is left,
-    is said and left out; if all are, the config and the folder of the first come back.
+    is reported and left out, and so is one with which the mean has a lower Dice on validation than without
+    it, as one that the deadline cut short may; if all are, the config and the folder of the first come back.
     """
-    trained = [config.run]
+    places = {name: getattr(config, name) for name in ("data_root", "use_unfinished")}
+    cases = find_cases(Path(config.data_root), "train", config)
+    averaged = {config.run: OutOfFold(find_oof(config, find_run_dir(config.run)), cases)}
     for changes in members:
-        values = [re.sub(r"[^\w.]+", "-", str(value).rsplit("/", 1)[-1]) for value in changes.values()]
-        name = "-".join([config.run, *values])
+        name = name_member(config.run, changes)
         print(f"member {name}", flush=True)
         try:
-            if name in _find_attached().values():
-                attach_run(name)
-            member = make_config(
-                **config.stored() | {"data_root": config.data_root} | changes | {"run": name}
-            )
-            member = replace(member, deadline_minutes=config.deadline_minutes)
-            train_folds(member, open_run(member))
-            trained.append(name)
+            member = _train_member(config, changes, places)
+            found = OutOfFold(find_oof(member, find_run_dir(name)), cases)
+            if _is_worth_it(list(averaged.values()), found, config.threshold):
+                averaged[name] = found
         except Exception as error:  # the first run's submission is not lost for it
             print(f"FAILED: {name} is left out, {type(error).__name__}: {error}", flush=True)
-    if len(trained) > 1:
-        runs = {"run": f"{config.run}-average", "runs": ",".join(trained), "data_root": config.data_root}
-        config = make_config(**runs)
-    return config, open_run(config, trains=len(trained) == 1)
+    if len(averaged) > 1:
+        facts = {name: getattr(config, name) for name in CONTEST_FACTS}
+        runs = {"run": f"{config.run}-average", "runs": ",".join(averaged)}
+        config = make_config(**facts | places | runs)
+    return config, open_run(config, trains=len(averaged) == 1)
+
+
+def name_member(run: str, changes: Mapping[str, Any]) -> str:
+    """The name of a further run: the first one's, and its settings; of a path the last part."""
+    texts = (f"{name}={str(value).rsplit('/', 1)[-1]}" for name, value in changes.items())
+    return "-".join([run, *(re.sub(r"[^\w.=]+", "-", text) for text in texts)])
+
+
+def _train_member(config: Config, changes: Mapping[str, Any], places: Mapping[str, Any]) -> Config:
+    """Train a further run, or use the one of its name that is attached; return its config."""
+    name = name_member(config.run, changes)
+    if name in _find_attached().values():
+        attach_run(name)
+    settings = config.stored()
+    if changes.keys() & {"epochs", "budget_minutes"}:
+        settings |= {"epochs": None, "budget_minutes": None}  # one of them takes the place of both
+    limits = {"fold": config.fold, "deadline_minutes": config.deadline_minutes}
+    member = make_config(**settings | places | limits | changes | {"run": name})
+    train_folds(member, open_run(member))
+    return member
+
+
+def _is_worth_it(averaged: Sequence[OutOfFold], further: OutOfFold, threshold: float) -> bool:
+    """Whether a mean is as good with a further run as without it, on the images that all have; reported."""
+    *others, own = select_common([*averaged, further])
+    plain = PostProcess(threshold=threshold)
+    without, with_it = (
+        float(np.mean(OutOfFold.average(runs).score(plain))) for runs in (others, [*others, own])
+    )
+    what = f"Dice {without:.4f} without it, {with_it:.4f} with it, on {len(own.cases)} validation images"
+    print(what if with_it >= without else f"left out: {what}", flush=True)
+    return with_it >= without
 
 
 def tidy_run(run_dir: Path, test_cases: Sequence[Case], contest: Contest) -> None:
     """Copy the submission next to `runs/` and check it there; then remove the files that nobody downloads.
 
-    That is test masks, and where the data were. A fold that is not finished keeps its checkpoint.
+    That is, of all runs, test masks, and where the data were. A fold that is not finished keeps its
+    checkpoint.
 
     Raises:
         OSError, ValueError: the submission is not there, or not valid; nothing is removed.
@@ -117,6 +152,6 @@ def tidy_run(run_dir: Path, test_cases: Sequence[Case], contest: Contest) -> Non
     submission = Path(shutil.copy(run_dir / "submission.csv", "submission.csv"))
     check_submission(submission, test_cases, contest)
     shutil.rmtree(run_dir / "predicted_masks", ignore_errors=True)
-    for pattern in (PLACES, "**/.lock", f"**/{PARTIAL}*"):
-        for path in list(run_dir.glob(pattern)):
+    for pattern in (PLACES, ".lock", f"{PARTIAL}*"):
+        for path in list(find_runs().rglob(pattern)):
             path.unlink()

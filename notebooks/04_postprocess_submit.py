@@ -39,7 +39,15 @@ from ctseg.postprocess import (
     score_own,
     tabulate_choice,
 )
-from ctseg.predict import OutOfFold, find_true_masks, predict_masks, read_masks, score_masks, write_masks
+from ctseg.predict import (
+    OutOfFold,
+    find_true_masks,
+    predict_masks,
+    read_masks,
+    score_masks,
+    select_common,
+    write_masks,
+)
 from ctseg.report import summarize, write_cases, write_report, write_summary
 from ctseg.runs import (
     find_members,
@@ -82,7 +90,9 @@ unfinished = []
 for member, member_dir in members:
     fold_dirs = find_folds(member_dir, unfinished=config.use_unfinished)
     print(f"{member.run}: {', '.join(fold_dir.name for fold_dir in fold_dirs)} of {member.n_folds}")
-    unfinished += [f"{text}: {what}; 03 goes on with it" for text in describe_unfinished(member_dir)]
+    whose = f"{member.run}, " if config.runs else ""
+    texts = describe_unfinished(member_dir)
+    unfinished += [f"{whose}{text}: {what}; 03 goes on with it" for text in texts]
 for text in unfinished:
     print(text)
 
@@ -94,9 +104,11 @@ if config.predict_folder:
 else:
     train, test, out_dir = make_dataset(config, "train"), make_dataset(config, "test"), run_dir
     check_tables(Path(config.data_root), config, limit=100)
-    each = [OutOfFold(find_oof(*member), train.cases) for member in members]
+    found = [OutOfFold(find_oof(*member), train.cases) for member in members]
+    each = select_common(found)
     validation = OutOfFold.average(each)
-    print(f"{len(validation.cases)} validation images, {len(test)} test images")
+    n, n_test, n_most = len(validation.cases), len(test), max(len(one.cases) for one in found)
+    print(f"{n} validation images{f' that all runs have, of {n_most}' * (n < n_most)}, {n_test} test images")
 
 # %% [markdown]
 # ## Validation, image by image
@@ -208,7 +220,7 @@ if test:
 # ## Scores
 #
 # On validation, and on the test images where their masks are known, hard cases apart. Of several runs also
-# each one's own, by the plain threshold: an average is worth having where it beats all of them.
+# each one's own, on the same images, by the plain threshold: an average is worth having where it beats all.
 
 # %%
 scores = {}
@@ -244,7 +256,8 @@ if test:
 if validation:
     write_cases(run_dir, validation, chosen, train.window)
     texts = {"postprocess": str(chosen), "unfinished": unfinished, "submission": checked}
-    summary = write_summary(run_dir, scores=summaries, **texts)
+    averaged = {member.run: member_dir for member, member_dir in members if config.runs}
+    summary = write_summary(run_dir, scores=summaries, members=averaged, **texts)
     for name, reason in summary["failed"].items():
         print(f"FAILED in its last try: {name}, {reason}")
     print(f"report: {write_report(run_dir)}")

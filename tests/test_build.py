@@ -214,9 +214,7 @@ def test_without_a_gpu_the_preset_is_one_for_a_cpu(built):
 
 def test_further_runs_of_a_kernel_are_between_its_training_and_its_submission(clone, call):
     members = "encoder=convnext_small", "target_size=512, seed=1"
-    status, printed = call(
-        build, *(text for member in (*members, members[0]) for text in ("--member", member))
-    )
+    status, printed = call(build, *(text for member in members for text in ("--member", member)))
     assert status == 0 and "member: target_size 512, seed 1\n" in printed
     assert printed.count("member: encoder convnext_small\n") == 1
     sources = [cell.source for cell in read_built(clone).cells]
@@ -240,6 +238,15 @@ def test_the_cost_that_is_printed_grows_with_what_is_trained(clone, call):
     assert 3 < memory < 6
     assert find_cost("-p", "epochs", 120)[0] == pytest.approx(2 * hours, abs=0.1)
     assert find_cost("-p", "budget_minutes", 90, "--member", "seed=1") == (3.0, memory)
+    assert find_cost("-p", "fold", 0)[0] == pytest.approx(hours / 3, abs=0.1)
+    single = find_cost("-p", "n_folds", 1, "-p", "epochs", 600)[
+        0
+    ]  # 1 - 2/3 of 10 % instead of 1 - 2/3 of 1/6
+    assert single == pytest.approx(hours / 3 * 10 * (14 / 15) / (8 / 9), abs=0.2)
+    assert find_cost("-p", "epochs", 60, "-p", "budget_minutes", 6)[0] == 0.1
+    short = call(build, "-p", "deadline_minutes", 30)[1]
+    assert "GB of a GPU's 15; the deadline of 0.5 hours will cut it short" in short
+    assert "cut it short" not in call(build)[1]
     more = find_cost("--member", "target_size=512", "--member", "epochs=60,seed=1")
     assert more[0] == pytest.approx(hours * (2 + (512 / 384) ** 2), abs=0.2)
     assert more[1] == pytest.approx(memory * (512 / 384) ** 2, rel=0.1)
@@ -275,6 +282,12 @@ def test_the_readme_says_how_large_the_kernel_is(built):
         (["--member", "lr=1,slug=b"], "--member 'lr=1,slug=b': expected settings"),
         (["--member", "encoder=resnet35"], "unknown encoder 'resnet35'"),
         (["--member", "lr=fast"], "lr: got 'fast'"),
+        (["--member", "lr=0.0005"], "another run of this kernel has these settings; leave it out"),
+        (["--member", "lr=1e-3", "--member", "lr=0.001"], "another run of this kernel has these settings"),
+        (
+            ["--member", "weights=/kaggle/input/a/b.pth", "--member", "weights=/kaggle/input/c/b.pth"],
+            "another run of this kernel has these settings",
+        ),
         (
             ["-p", "weights", "/kaggle/input/a/b.pth", "--member", "encoder=resnet18"],
             "--member 'encoder=resnet18': weights are for another encoder; add weights=",

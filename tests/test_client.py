@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -132,6 +133,39 @@ def test_the_run_of_a_kernel_comes_home_and_replaces_none(clone, call, server, b
         assert status == 0 and printed.endswith(f"valid; to submit it: make submit RUN={name}\n"), printed
         assert (run_dir / "fold0" / "oof.npz").read_text() == "first"  # left as it is
         assert (clone / "runs" / name / "fold0" / "oof.npz").read_text() == text
+
+
+@pytest.mark.parametrize("first", ["a", "gpu"])  # before and after "average" in the alphabet
+def test_of_a_kernel_with_several_runs_the_average_is_submitted(
+    clone, call, server, built, tiny, submission, first
+):
+    second, average = f"{first}-width=8", "an-average"
+    files = {"submission.csv": submission, f"runs/{average}/submission.csv": submission}
+    config = {"preset": "quick", "runs": ""}
+    for name in (first, second):
+        files[f"runs/{name}/config.json"] = json.dumps(config | {"run": name})
+        files |= dict.fromkeys((f"runs/{name}/fold0/oof.npz", f"runs/{name}/fold0/last.pth"), name)
+    averaged = config | {"run": average, "runs": f"{first},{second}"}
+    files[f"runs/{average}/config.json"] = json.dumps(averaged)
+    server.answers = output_of(submission) | {
+        "ListKernelSessionOutput": {
+            "files": [{"url": f"{URL}/{name.replace('/', '-')}", "fileName": name} for name in files],
+            "log": "[]",
+        }
+    }
+    server.answers |= {name.replace("/", "-"): text.encode() for name, text in files.items()}
+    shutil.rmtree(clone / "runs", ignore_errors=True)
+    for name in ("", "-2", "-2"):  # the third time the same as the second
+        status, printed = call(client, "output", "--data", tiny)
+        assert status == 0 and printed.endswith(f"submit it: make submit RUN={average}{name}\n"), printed
+        kept = json.loads((clone / "runs" / f"{average}{name}" / "config.json").read_text())
+        assert kept["runs"] == f"{first},{second}{name}"
+        # Another kernel with another second run and another submission.
+        server.answers[f"runs-{second}-fold0-oof.npz"] = b"another"
+        for place in ("", f"runs-{average}-"):
+            server.answers[f"{place}submission.csv"] = b"ID,Mask\ncase_9,1 4\n"
+    assert (clone / "runs" / average / "submission.csv").read_text() == submission
+    assert (clone / "runs" / f"{average}-2" / "submission.csv").read_text() != submission
 
 
 def test_an_output_without_a_submission_replaces_none(clone, call, server, built, tiny, submission):

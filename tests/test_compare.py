@@ -19,6 +19,7 @@ from ctseg.compare import (
     main,
     write_leaderboard,
 )
+from ctseg.files import write_json
 from ctseg.folds import find_folds, train_folds
 from ctseg.predict import read_scores
 from ctseg.runs import make_config, open_run
@@ -257,12 +258,17 @@ def find_oof_files(repository, names):
     [
         (["a", "a"], "compare: got the run a alone; name two or more"),
         (["a", "none"], "compare: no trained fold in "),
+        (["a", "both"], "compare: both is the average of a,b and has no folds to compare by; its score "),
         (["a", "other"], "compare: .*other and .*a were trained on"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_an_error_in_a_line(repository, names, message):
     write_run(repository, "a", draw())
     write_run(repository, "other", draw(), mask="another")
+    write_run(repository, "b", draw())
+    for name in "ab":
+        write_json({"preset": "quick"}, repository / "runs" / name / "config.json")
+    write_json({"runs": "a,b"}, repository / "runs" / "both" / "config.json")
     with pytest.raises(SystemExit, match=message):
         main(names)
     assert not (repository / "runs" / "compare.html").exists()

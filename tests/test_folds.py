@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import wait
+from conftest import save_image, wait
 
 from ctseg.contest import A0
 from ctseg.data import find_cases, load_training_set
@@ -26,6 +26,7 @@ from ctseg.folds import (
     find_folds,
     find_oof,
     load_folds,
+    load_predictor,
     train_fold,
     train_folds,
 )
@@ -34,7 +35,7 @@ from ctseg.phantom import write_phantom
 from ctseg.postprocess import PostProcess, make_mask
 from ctseg.predict import OutOfFold, Predictor, predict_cases, predict_masks, predict_probabilities, write_oof
 from ctseg.report import write_summary
-from ctseg.runs import make_config, make_dataset, open_run
+from ctseg.runs import find_members, make_config, make_dataset, open_run
 from ctseg.split import split_cases
 from ctseg.train import evaluate_model
 from ctseg.weights import write_torch
@@ -637,6 +638,30 @@ def test_groups_that_cannot_be_are_said_so_before_training(make_run, group, erro
     with pytest.raises(error, match=message):
         train_folds(config, run_dir)
     assert not (run_dir / "fold0").exists()
+
+
+def test_each_run_of_an_average_sees_16_bit_images_in_its_own_window(make_run, tiny):
+    rng = np.random.default_rng(0)
+    for path in (tiny / "Train" / "Image").iterdir():
+        save_image(path, rng.integers(1000, 3000, (30, 40), np.uint16))
+    seen = {}
+    for name, bounds in {
+        "a": {"window_low": 0, "window_high": 9000},
+        "b": {},
+        "c": {"window_low": 0},
+    }.items():
+        config, run_dir = make_run(name, data_root=str(tiny), n_folds=1, **bounds)
+        train_folds(config, run_dir)
+        seen[name] = make_dataset(config, "train").window
+    average = make_config(runs="a,b,c", data_root=str(tiny))
+    test = make_dataset(average, "test")
+    members = find_members(average, open_run(average, trains=False))
+    assert [load_predictor(*member, test).dataset.window for member in members] == list(seen.values())
+    assert (
+        seen["a"] == (0, 9000)
+        and 1000 < seen["b"][0] < seen["b"][1] < 3000
+        and seen["c"] == (0, seen["b"][1])
+    )
 
 
 def test_a_finished_fold_with_a_damaged_checkpoint_is_finished(make_run):

@@ -33,6 +33,7 @@ from ctseg.predict import (
     read_masks,
     read_scores,
     score_masks,
+    select_common,
     write_masks,
     write_oof,
 )
@@ -239,33 +240,47 @@ def test_candidates_of_several_smoothings_keep_their_rows(tiny, tmp_path):
 
 @pytest.fixture
 def members(tiny, tmp_path):
-    """Out-of-fold predictions by two runs, at 32 and at 48 pixels, the latter without the last case."""
+    """Out-of-fold predictions by two runs, of all cases at 32 pixels, and of two at 48, in another order."""
     made = []
-    for size, n in ((32, 4), (48, 3)):
+    for size, indices in ((32, range(4)), (48, (2, 0))):
         training_set = load_cases(tiny, size=size)
         path = tmp_path / f"{size}.npz"
-        write_oof(path, Brightness(), training_set.select(range(n)))
+        write_oof(path, Brightness(), training_set.select(indices))
         made.append(OutOfFold([path], training_set.cases))
     return made
 
 
 def test_the_mean_of_runs_lies_in_the_largest_square(members):
-    small, large = members
-    large.folds = large.folds + 1  # other folds than the first run's, which count
-    mean = OutOfFold.average(members)
+    small, large = common = select_common(members)
+    mean = OutOfFold.average(common)
     assert [case.image_id for case in mean.cases] == [case.image_id for case in small.cases]
-    assert mean.probabilities.shape == (4, 48, 48) and mean.letterboxes[:3] == large.letterboxes
-    for index in range(3):
+    assert mean.probabilities.shape == (2, 48, 48) and mean.letterboxes == large.letterboxes
+    for index in range(2):
         (first, letterbox, _), (second, _, _) = small.read(index), large.read(index)
         own = mean.letterboxes[index]
         expected = (letterbox.undo(first) + large.letterboxes[index].undo(second)) / 2
         assert np.abs(own.undo(mean.read(index)[0]) - expected).mean() < 0.02
-    # The last case is the first run's alone.
-    found, expected = mean.letterboxes[3].undo(mean.read(3)[0]), small.letterboxes[3].undo(small.read(3)[0])
-    assert np.abs(found - expected).mean() < 0.02
     assert np.array_equal(mean.folds, small.folds)
     assert OutOfFold.average([large]) is large
-    assert mean.score(PostProcess(threshold=0.3)).shape == (4,)
+    assert mean.score(PostProcess(threshold=0.3)).shape == (2,)
+
+
+def test_runs_are_averaged_and_scored_on_images_that_all_of_them_have(members):
+    first, second = members
+    candidate = PostProcess(threshold=0.3)
+    first.score(candidate)  # what is kept of all images says nothing of some
+    own, other = select_common(members)
+    assert [case.image_id for case in own.cases] == [case.image_id for case in other.cases]
+    assert [first.cases.index(case) for case in own.cases] == [0, 2]
+    assert own.folds.tolist() == first.folds[[0, 2]].tolist() and len(first.cases) == 4
+    assert own.score(candidate).tolist() == first.score(candidate)[[0, 2]].tolist()
+    assert other.score(candidate).tolist() == second.score(candidate)[::-1].tolist()
+    assert np.array_equal(own.get_mask(1), first.get_mask(2))
+    turned = first.select([3, 1, 0, 2])
+    for each in select_common([first, turned]):
+        assert each.cases == first.cases and np.array_equal(each.probabilities, first.probabilities)
+    with pytest.raises(ValueError, match="the runs have no validation image in common"):
+        select_common([first.select([1]), second])
 
 
 def test_the_mean_of_a_run_with_itself_is_that_run(members):

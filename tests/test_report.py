@@ -61,6 +61,15 @@ def test_a_summary_names_failed_folds_and_training_seconds(run_dir):
     assert summary["versions"].keys() >= {"python", "torch", "numpy"} and summary["device"]
 
 
+def test_of_an_average_the_folds_of_its_runs_are_named(run_dir, tmp_path):
+    average = tmp_path / "both"
+    summary = write_summary(average, scores={}, postprocess="", members={"s/a": run_dir, "b": tmp_path / "b"})
+    assert summary["failed"] == {"s/a/fold2": "MemoryError: größer; try less"}
+    assert summary["train_seconds"] == {"s/a/fold0": 3.75, "s/a/fold2": 4.0}
+    page = report(average, members={"s/a": run_dir})
+    assert "s/a/fold2 failed in its last try: MemoryError (see s/a/failed_fold2.txt)" in page
+
+
 def test_the_printed_summary_has_every_score_and_failed_fold(run_dir, capsys):
     scores = {"plain": summarize([0.5]), "chosen": summarize([0.8])}
     write_summary(run_dir, scores=scores, postprocess="fill holes")

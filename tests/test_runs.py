@@ -634,6 +634,9 @@ def test_runs_of_a_sweep_have_commas_in_their_names(phantom):
         ({"runs": "a,b", "run": "a"}, "got 'a,b' for the run 'a'; expected each once"),
         ({"runs": "a,b", "lr": 0.2}, "parameter lr: runs 'a,b' have their own settings; leave it out"),
         ({"runs": "a,b", "preset": "strong"}, "have their own settings; leave it out"),
+        ({"runs": ","}, "got ',', expected names of trained runs, as in a,b"),
+        ({"runs": (7, 48)}, "parameter runs: '7' is no run with trained folds below "),
+        ({"runs": 7}, "parameter runs: '7' is no run with trained folds below "),
         ({"runs": "a,b", "run": "c"}, "got 'a,b'; they are for 04, and for a run without folds of its own"),
     ],
 )
@@ -643,6 +646,11 @@ def test_what_is_no_average_is_refused(phantom, parameters, message):
     with pytest.raises(ValueError, match=message):
         open_run(make_config(**parameters), trains=False)
     assert read_json(find_run_dir("a") / "config.json")["runs"] == ""
+
+
+def test_a_list_of_runs_is_refused_with_what_to_write():
+    with pytest.raises(TypeError, match="parameter runs: got .'a', 'b'. .list., expected str; write 'a,b'"):
+        make_config(runs=["a", "b"])
 
 
 def test_an_average_is_not_trained(phantom):

@@ -367,10 +367,12 @@ def test_a_learner_minimizes_the_loss_of_its_config(training_set, changes):
     learner = make_learner(config)
     pixels = training_set.get_batch(torch.arange(4), learner.device)
     targets = pixels[:, 3:] / 255
-    expected = DiceBCELoss(config.bce_weight, config.border_weight)(torch.zeros_like(targets), targets)
-    learner.model.forward = lambda images: torch.zeros_like(targets, requires_grad=True)
+    logits = torch.linspace(-3, 3, targets.numel()).reshape(targets.shape)  # other errors at each pixel
+    expected = DiceBCELoss(config.bce_weight, config.border_weight)(logits, targets).loss.item()
+    assert abs(expected - DiceBCELoss()(logits, targets).loss.item()) > 0.01
+    learner.model.forward = lambda images: logits.clone().requires_grad_()
     losses, _ = learner.step(pixels, make_generator(1))
-    assert losses.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
+    assert losses.loss.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_only_weights_decay():
