@@ -358,10 +358,28 @@ FAULTS = [
         "moved[: other.resized_size[0], : other.resized_size[1]] = replace",
     ),
     (
-        "an average whose folds are those of the last run",
+        "runs averaged on images that not all of them have",
         "predict",
-        "firsts = [found[0] for",
-        "firsts = [found[-1] for",
+        "if all(image_id in found for found in places)]",
+        "if any(image_id in found for found in places)]",
+    ),
+    (
+        "runs averaged in the order in which each of them has its images",
+        "predict",
+        "member.select([found[name] for name in common])",
+        "member.select(sorted(found[name] for name in common))",
+    ),
+    (
+        "the folds of some predictions taken from the first ones",
+        "predict",
+        "self.probabilities[indices], self.folds[indices]",
+        "self.probabilities[indices], self.folds[: len(indices)]",
+    ),
+    (
+        "every run of an average in the first one's window",
+        "folds",
+        "choose_window(config, run_dir))",
+        "dataset.window)",
     ),
     (
         "an average that takes the place of one of its runs",
