@@ -99,7 +99,7 @@ def _find_kernel() -> str:
 def fetch_output(data_root: str, parameters: Mapping[str, Any]) -> None:
     """Fetch a finished kernel's output, move its runs to `runs/`, and check its submission as its run has it.
 
-    A run of one's name that is there already is left as it is; the new one gets a number.
+    A run that is here already under the name of one of them is left as it is; the new one gets a number.
     """
     kernel = _find_kernel()
     folder = find_run_dir("kaggle")

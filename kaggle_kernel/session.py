@@ -86,14 +86,14 @@ def train_members(config: Config, members: Sequence[Mapping[str, Any]]) -> tuple
     is reported and left out, and so is one with which the mean has a lower Dice on validation than without
     it, as one that the deadline cut short may; if all are, the config and the folder of the first come back.
     """
-    places = {name: getattr(config, name) for name in ("data_root", "use_unfinished")}
+    given = {name: getattr(config, name) for name in ("data_root", "use_unfinished")}
     cases = find_cases(Path(config.data_root), "train", config)
     averaged = {config.run: OutOfFold(find_oof(config, find_run_dir(config.run)), cases)}
     for changes in members:
         name = name_member(config.run, changes)
         print(f"member {name}", flush=True)
         try:
-            member = _train_member(config, changes, places)
+            member = _train_member(config, changes, given)
             found = OutOfFold(find_oof(member, find_run_dir(name)), cases)
             if _is_worth_it(list(averaged.values()), found, config.threshold):
                 averaged[name] = found
@@ -102,7 +102,7 @@ def train_members(config: Config, members: Sequence[Mapping[str, Any]]) -> tuple
     if len(averaged) > 1:
         facts = {name: getattr(config, name) for name in CONTEST_FACTS}
         runs = {"run": f"{config.run}-average", "runs": ",".join(averaged)}
-        config = make_config(**facts | places | runs)
+        config = make_config(**facts | given | runs)
     return config, open_run(config, trains=len(averaged) == 1)
 
 
@@ -112,7 +112,7 @@ def name_member(run: str, changes: Mapping[str, Any]) -> str:
     return "-".join([run, *(re.sub(r"[^\w.=]+", "-", text) for text in texts)])
 
 
-def _train_member(config: Config, changes: Mapping[str, Any], places: Mapping[str, Any]) -> Config:
+def _train_member(config: Config, changes: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
     """Train a further run, or use the one of its name that is attached; return its config."""
     name = name_member(config.run, changes)
     if name in _find_attached().values():
@@ -121,17 +121,20 @@ def _train_member(config: Config, changes: Mapping[str, Any], places: Mapping[st
     if changes.keys() & {"epochs", "budget_minutes"}:
         settings |= {"epochs": None, "budget_minutes": None}  # one of them takes the place of both
     limits = {"fold": config.fold, "deadline_minutes": config.deadline_minutes}
-    member = make_config(**settings | places | limits | changes | {"run": name})
+    member = make_config(**settings | given | limits | changes | {"run": name})
     train_folds(member, open_run(member))
     return member
 
 
 def _is_worth_it(averaged: Sequence[OutOfFold], further: OutOfFold, threshold: float) -> bool:
-    """Whether a mean is as good with a further run as without it, on the images that all have; reported."""
+    """Whether a mean is as good with a further run as without it, on the images that all have; reported.
+
+    By a plain threshold, and large images made smaller, as for the choice of a post-processing.
+    """
     *others, own = select_common([*averaged, further])
     plain = PostProcess(threshold=threshold)
     without, with_it = (
-        float(np.mean(OutOfFold.average(runs).score(plain))) for runs in (others, [*others, own])
+        float(np.mean(OutOfFold.average(runs).shrink().score(plain))) for runs in (others, [*others, own])
     )
     what = f"Dice {without:.4f} without it, {with_it:.4f} with it, on {len(own.cases)} validation images"
     print(what if with_it >= without else f"left out: {what}", flush=True)

@@ -68,7 +68,10 @@ IMPORTS = {
 KERNEL_IMPORTS = {
     "build": {"arguments", "config", "contest", "files", "model", "pairs", "runs"},
     "client": {"arguments", "config", "data", "files", "paths", "report", "runs", "submission"},
-    "session": {"config", "contest", "data", "files", "folds", "paths", "runs", "submission"},
+    "session": {
+        *("config", "contest", "data", "files", "folds"),
+        *("paths", "postprocess", "predict", "runs", "submission"),
+    },
 }
 MODULES = sorted(path.stem for path in (REPOSITORY / "ctseg").glob("[!_]*.py"))
 NOTEBOOKS = sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.py"))
