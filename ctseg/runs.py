@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -144,7 +144,7 @@ def _read_average(runs: str, parameters: Mapping[str, Any], stored: Mapping[str,
     names = _split_names(runs)
     if not names:
         raise ValueError(f"parameter runs: got {runs!r}, expected names of trained runs, as in a,b")
-    run = str(parameters.get("run") or "+".join(names).replace("/", "-"))
+    run = str(parameters.get("run") or _name_average(names))
     for name in names:
         if not is_begun(find_run_dir(name)):
             raise ValueError(f"parameter runs: {name!r} is no run with trained folds below {find_runs()}")
@@ -162,15 +162,27 @@ def _read_average(runs: str, parameters: Mapping[str, Any], stored: Mapping[str,
     return config
 
 
+def _name_average(names: Sequence[str]) -> str:
+    """A name made from those of the runs, short enough for a folder."""
+    joined = "+".join(names).replace("/", "-")
+    return joined if len(joined) <= 100 else f"average-{hashlib.sha256(joined.encode()).hexdigest()[:8]}"
+
+
 def _split_names(runs: str) -> list[str]:
     """The names in "a,b"; one that has commas, as those of a sweep, is known by its folder."""
     parts, names = [part.strip() for part in runs.split(",")], []
     while parts:
         lengths = range(len(parts), 1, -1)
-        length = next((n for n in lengths if (find_runs() / ",".join(parts[:n])).is_dir()), 1)
+        length = next((n for n in lengths if _is_trained(",".join(parts[:n]))), 1)
         names.append(",".join(parts[:length]))
         del parts[:length]
     return [name for name in names if name]
+
+
+def _is_trained(name: str) -> bool:
+    """Whether there is a run of this name, which may be too long for one, with trained folds."""
+    folder = find_runs() / name
+    return os.path.isdir(folder) and is_begun(folder)
 
 
 def _read_stored(run: Any) -> dict[str, Any] | None:
@@ -302,7 +314,7 @@ def open_run(config: Config, *, trains: bool = True) -> Path:
             check_training_data(run_dir, find_cases(Path(config.data_root), "train", config))
     elif not trains:
         content = stored | {name: content[name] for name in ("run", "runs", *CONTEST_FACTS)}
-    if config.predict_folder:
+    if config.predict_folder or config.runs:  # `find_members` keeps an average
         return run_dir
     if stored != content:
         write_json(content, run_dir / "config.json")
@@ -315,12 +327,20 @@ def open_run(config: Config, *, trains: bool = True) -> Path:
 
 
 def find_members(config: Config, run_dir: Path) -> list[tuple[Config, Path]]:
-    """The runs, each opened, whose predictions 04 averages: those of `runs`, else the run itself."""
+    """The runs, each opened, whose predictions 04 averages: those of `runs`, else the run itself.
+
+    An average keeps the names of its runs, and the contest's facts, once all of them can be opened.
+    """
     if not config.runs:
         return [(config, run_dir)]
-    places = {name: getattr(config, name) for name in ("data_root", "predict_folder", "use_unfinished")}
-    members = [make_config(run=name, **places) for name in _split_names(config.runs)]
-    return [(member, open_run(member, trains=False)) for member in members]
+    given = ("data_root", "predict_folder", "use_unfinished", *CONTEST_FACTS)
+    shared = {name: getattr(config, name) for name in given}
+    members = [make_config(**shared | {"run": name}) for name in _split_names(config.runs)]
+    opened = [(member, open_run(member, trains=False)) for member in members]
+    kept = {name: getattr(config, name) for name in ("run", "runs", *CONTEST_FACTS)}
+    if not config.predict_folder and (_read_stored(config.run) or {}) != kept:
+        write_json(kept, run_dir / "config.json")
+    return opened
 
 
 def keep_format(config: Config, run_dir: Path) -> None:

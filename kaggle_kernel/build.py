@@ -28,7 +28,8 @@ from ctseg.files import print_anywhere, read_json, write_json, write_text
 from ctseg.model import check_encoder
 from ctseg.pairs import KERNELSPEC, find_notebooks, find_tried, reset_parameters
 from ctseg.runs import count_operations, measure_step_memory
-from kaggle_kernel.session import name_member
+from ctseg.weights import check_pretrained
+from kaggle_kernel.session import name_member, replace_settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _UNPACKED = "/tmp/ctseg_kernel"  # below /kaggle/working it would become output
@@ -259,6 +260,8 @@ def _check_parameters(parameters: dict, *, internet: bool, attached: bool) -> Co
     """
     config = Config(**fill_settings(parameters))
     check_encoder(config.encoder)
+    if config.weights == "default":
+        check_pretrained(config.encoder)
     if config.runs:
         raise ValueError("runs: a kernel trains what it averages; give each further run with --member")
     for name in ("data_root", "weights"):
@@ -310,7 +313,8 @@ def _check_different(configs: Sequence[Config], members: Sequence[dict]) -> None
     for index, member in enumerate(members, start=1):
         if texts[index] in texts[:index] or names[index] in names[:index]:
             raise ValueError(
-                f"--member {member}: another run of this kernel has these settings; leave it out"
+                f"--member {member}: another run of this kernel has these settings, or a weights file so "
+                "named; leave it out, or rename the file"
             )
 
 
@@ -447,7 +451,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parameters = _read_parameters(arguments)
         members = [_read_member(text, parameters) for text in arguments.member]
         given = {"internet": internet, "attached": any(sources.values())}
-        configs = [_check_parameters(parameters | member, **given) for member in ({}, *members)]
+        configs = [
+            _check_parameters(replace_settings(parameters, member), **given) for member in ({}, *members)
+        ]
         _check_different(configs, members)
         kernel = build_kernel(REPOSITORY, parameters, members)
         size = _check_kernel(kernel, REPOSITORY)

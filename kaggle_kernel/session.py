@@ -112,16 +112,21 @@ def name_member(run: str, changes: Mapping[str, Any]) -> str:
     return "-".join([run, *(re.sub(r"[^\w.=]+", "-", text) for text in texts)])
 
 
+def replace_settings(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others in their place; a length, in epochs or minutes, takes the place of both."""
+    lengths = {"epochs", "budget_minutes"}
+    replaced = lengths if lengths & changes.keys() else set()
+    return {name: value for name, value in settings.items() if name not in replaced} | dict(changes)
+
+
 def _train_member(config: Config, changes: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
     """Train a further run, or use the one of its name that is attached; return its config."""
     name = name_member(config.run, changes)
     if name in _find_attached().values():
         attach_run(name)
-    settings = config.stored()
-    if changes.keys() & {"epochs", "budget_minutes"}:
-        settings |= {"epochs": None, "budget_minutes": None}  # one of them takes the place of both
     limits = {"fold": config.fold, "deadline_minutes": config.deadline_minutes}
-    member = make_config(**settings | given | limits | changes | {"run": name})
+    settings = replace_settings(config.stored() | given | limits, changes)
+    member = make_config(**settings | {"run": name})
     train_folds(member, open_run(member))
     return member
 

@@ -238,6 +238,8 @@ def test_the_cost_that_is_printed_grows_with_what_is_trained(clone, call):
     assert 3 < memory < 6
     assert find_cost("-p", "epochs", 120)[0] == pytest.approx(2 * hours, abs=0.1)
     assert find_cost("-p", "budget_minutes", 90, "--member", "seed=1") == (3.0, memory)
+    longer = find_cost("-p", "budget_minutes", 6, "--member", "epochs=60")[0]  # which replaces both lengths
+    assert longer == pytest.approx(hours + 0.1, abs=0.1)
     assert find_cost("-p", "fold", 0)[0] == pytest.approx(hours / 3, abs=0.1)
     single = find_cost("-p", "n_folds", 1, "-p", "epochs", 600)[
         0
@@ -282,7 +284,8 @@ def test_the_readme_says_how_large_the_kernel_is(built):
         (["--member", "lr=1,slug=b"], "--member 'lr=1,slug=b': expected settings"),
         (["--member", "encoder=resnet35"], "unknown encoder 'resnet35'"),
         (["--member", "lr=fast"], "lr: got 'fast'"),
-        (["--member", "lr=0.0005"], "another run of this kernel has these settings; leave it out"),
+        (["--member", "encoder=unet"], "weights 'default': torchvision has none for 'unet'; pass a file"),
+        (["--member", "lr=0.0005"], "another run of this kernel has these settings, or a weights"),
         (["--member", "lr=1e-3", "--member", "lr=0.001"], "another run of this kernel has these settings"),
         (
             ["--member", "weights=/kaggle/input/a/b.pth", "--member", "weights=/kaggle/input/c/b.pth"],

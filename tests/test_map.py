@@ -66,7 +66,7 @@ IMPORTS = {
     | {"fingerprint", "live", "pairs", "paths", "runs", "seeds", "train", "workers"},
 }
 KERNEL_IMPORTS = {
-    "build": {"arguments", "config", "contest", "files", "model", "pairs", "runs"},
+    "build": {"arguments", "config", "contest", "files", "model", "pairs", "runs", "weights"},
     "client": {"arguments", "config", "data", "files", "paths", "report", "runs", "submission"},
     "session": {
         *("config", "contest", "data", "files", "folds"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -611,7 +612,7 @@ def test_an_average_has_the_first_runs_settings_and_a_name_of_its_own(phantom, t
     again = make_config(run="b+a")
     assert again == config and open_run(again, trains=False) == run_dir
     kept = make_config(run="both", runs="a,b", slug="y")
-    open_run(kept, trains=False)
+    find_members(kept, open_run(kept, trains=False))
     assert make_config(run="both").slug == "y" and make_config(run="a").slug == "x"
     only, folder = make_config(run="a"), find_run_dir("a")
     assert find_members(only, folder) == [(only, folder)]
@@ -658,9 +659,47 @@ def test_an_average_is_not_trained(phantom):
     config = make_config(runs="a,b")
     with pytest.raises(ValueError, match="got 'a,b'; they are for 04"):
         open_run(config)
-    open_run(config, trains=False)
+    find_members(config, open_run(config, trains=False))
     with pytest.raises(ValueError, match="got 'a,b'; they are for 04"):
         open_run(make_config(run="a+b"))
+
+
+def test_an_average_that_is_refused_leaves_what_there_was(phantom, tmp_path):
+    begin_two(phantom)
+    config = make_config(runs="a,b", run="both")
+    find_members(config, open_run(config, trains=False))
+    kept = (tmp_path / "runs" / "both" / "config.json").read_bytes()
+    begin_run(phantom, run="c", slug="x")
+    (tmp_path / "runs" / "c" / "training_data.json").unlink()
+    for run in ("both", "new"):
+        other = make_config(runs="a,c", run=run)
+        with pytest.raises(ValueError, match="runs/c"):
+            find_members(other, open_run(other, trains=False))
+    assert (tmp_path / "runs" / "both" / "config.json").read_bytes() == kept
+    assert not (tmp_path / "runs" / "new").exists()
+
+
+def test_the_facts_that_are_given_hold_for_all_runs_of_an_average(phantom, tmp_path):
+    begin_two(phantom)
+    moved = (phantom / "Train").rename(phantom / "elsewhere")
+    names = {"train_images": "elsewhere/Image", "train_masks": "elsewhere/Mask"}
+    config = make_config(runs="a,b", **names)
+    for member, _ in find_members(config, open_run(config, trains=False)):
+        assert member.train_masks == "elsewhere/Mask"
+    moved.rename(phantom / "Train")
+
+
+def test_many_runs_and_a_run_that_is_called_as_their_list_are_no_matter(phantom, tmp_path):
+    names = [f"{letter * 60}-{n}" for n, letter in enumerate("abcdef")]
+    for name in names:
+        begin_run(phantom, run=name)
+    config = make_config(runs=",".join(names))
+    assert re.fullmatch("average-[0-9a-f]{8}", config.run)
+    assert [member.run for member, _ in find_members(config, open_run(config, trains=False))] == names
+    pair = ",".join(names[:2])
+    for run in (pair, "other"):
+        config = make_config(runs=pair, run=run)
+        assert len(find_members(config, open_run(config, trains=False))) == 2
 
 
 def test_operations_are_those_of_three_forward_passes():
