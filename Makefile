@@ -11,6 +11,8 @@ PYTHON = $(VENV)/bin/python
 # Without PRESET the one of a file in ARGS counts, else the notebooks' own.
 PARAMETERS = $(if $(PRESET),-p preset $(PRESET)) $(if $(DATA),-r data_root "$(DATA)") -r run "$(RUN)" $(ARGS)
 INSTALL = -m pip install --quiet --disable-pip-version-check
+COMMA := ,
+SPACE := $(subst ,, )
 
 # An environment that several clones share never imports the other clone's code.
 export PYTHONPATH := $(CURDIR)
@@ -48,7 +50,7 @@ compare: setup ## runs on the same data, ranked, and where they differ most: RUN
 
 average: setup ## notebook 04 on the mean of trained runs, RUNS="a b", into runs/RUN
 	$(if $(RUNS),,$(error RUNS="a b" is required))$(if $(filter file,$(origin RUN)),$(error RUN=name is required))
-	$(PYTHON) -m ctseg.execute --only 04_postprocess_submit -r run "$(RUN)" -r runs "$$(echo $(RUNS) | tr ' ' ',')" \
+	$(PYTHON) -m ctseg.execute --only 04_postprocess_submit -r run "$(RUN)" -r runs "$(subst $(SPACE),$(COMMA),$(strip $(RUNS)))" \
 	    $(if $(filter file,$(origin DATA)),,-r data_root "$(DATA)") $(ARGS)
 	@$(PYTHON) -m ctseg.report "runs/$(RUN)"
 

@@ -157,7 +157,7 @@ def _read_average(runs: str, parameters: Mapping[str, Any], stored: Mapping[str,
     config = Config(**fill_settings({**parameters, "run": run, "runs": runs}, base))
     own = Config(**base).settings()
     changed = [name for name, value in config.settings().items() if value != own[name]]
-    if changed:
+    if set(changed) - {"window_low", "window_high"}:  # of each run, which `find_members` asks
         raise ValueError(f"parameter {changed[0]}: runs {runs!r} have their own settings; leave it out")
     return config
 
@@ -334,8 +334,12 @@ def find_members(config: Config, run_dir: Path) -> list[tuple[Config, Path]]:
     if not config.runs:
         return [(config, run_dir)]
     given = ("data_root", "predict_folder", "use_unfinished", *CONTEST_FACTS)
-    shared = {name: getattr(config, name) for name in given}
-    members = [make_config(**shared | {"run": name}) for name in _split_names(config.runs)]
+    names = _split_names(config.runs)
+    shared, first = {name: getattr(config, name) for name in given}, _read_stored(names[0])
+    for name in ("window_low", "window_high"):  # given for images of 16 bits where training had 8
+        if getattr(config, name) != first.get(name):
+            shared[name] = getattr(config, name)
+    members = [make_config(**shared | {"run": name}) for name in names]
     opened = [(member, open_run(member, trains=False)) for member in members]
     kept = {name: getattr(config, name) for name in ("run", "runs", *CONTEST_FACTS)}
     if not config.predict_folder and (_read_stored(config.run) or {}) != kept:

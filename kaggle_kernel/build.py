@@ -58,7 +58,7 @@ if preset == "gpu" and not torch.cuda.is_available():
     print("preset strong instead of gpu, which is made for GPUs")"""
 _ATTACH = """from kaggle_kernel.session import attach_run, tidy_run
 
-if attach_run(run, weights):
+if attach_run(run, weights{more}):
     preset = None  # what the run says"""
 _UNPACK = f"""import os
 import shutil
@@ -80,6 +80,7 @@ def build_kernel(root: Path, parameters: dict, members: Sequence[dict] = ()) -> 
     folders = ("ctseg", "kaggle_kernel", "notebooks")
     sources = sorted(path for folder in folders for path in root.glob(f"{folder}/*.py"))
     notebooks = [_read_notebook(path) for path in find_notebooks(root)]
+    of_members = [member["weights"] for member in members if member.get("weights")]
     cells = [
         new_markdown_cell(_describe_origin(root, sources, parameters)),
         *_find_parameters(notebooks),
@@ -90,7 +91,7 @@ def build_kernel(root: Path, parameters: dict, members: Sequence[dict] = ()) -> 
         *map(_write_file, _sort_by_map(root)),
         new_markdown_cell("## Ready?\n\nThe GPUs; a run of the same name, if one is attached; the settings."),
         new_code_cell(_CHECK),
-        new_code_cell(_ATTACH),
+        new_code_cell(_ATTACH.format(more="".join(f", {path!r}" for path in of_members))),
         new_code_cell("from ctseg.runs import make_config, open_run, read_parameters"),
         _find_cells(_find_training(notebooks), "setup")[1],
         *(cell for notebook in notebooks[:-1] for cell in _find_body(notebook)),

@@ -111,7 +111,10 @@ def fetch_output(data_root: str, parameters: Mapping[str, Any]) -> None:
     _call_kaggle("kernels", "output", kernel, "-p", fetched, "--force", expect="")
     homes = _bring_all_home(sorted(path.parent for path in fetched.glob("runs/*/config.json")))
     if not (fetched / "submission.csv").is_file():
-        raise Refused(f"the kernel made no submission; what it made is in {fetched}, its log too")
+        raise Refused(
+            f"the kernel made no submission; its runs are in {folder.parent}, its log and the rest in "
+            f"{fetched}"
+        )
     submitted = [home.name for home in homes if _is_same(home / "submission.csv", fetched / "submission.csv")]
     run = submitted[0] if submitted else "kaggle"
     shutil.rmtree(folder, ignore_errors=True)
@@ -127,9 +130,11 @@ def _bring_all_home(run_dirs: Sequence[Path]) -> list[Path]:
         [path for path in run_dirs if bool(configs[path].get("runs")) == kind] for kind in (False, True)
     )
     homes = {path.name: _bring_home(path) for path in trained}
+    known = "|".join(sorted(map(re.escape, homes), key=len, reverse=True))  # a name may have commas
     for path in averages:
-        names = configs[path]["runs"].split(",")
-        runs = ",".join(homes[name].name if name in homes else name for name in names)
+        runs = re.sub(
+            rf"(?<![^,])({known})(?![^,])", lambda found: homes[found[0]].name, configs[path]["runs"]
+        )
         write_json(configs[path] | {"runs": runs}, path / "config.json")
         homes[path.name] = _bring_home(path)
     return list(homes.values())
@@ -155,8 +160,9 @@ def _bring_home(run_dir: Path) -> Path:
 
 
 def _find_results(run_dir: Path) -> dict[str, bytes]:
-    """By which a run is known as the same: its finished folds' predictions; of an average what it submits."""
-    paths = [*run_dir.glob("fold*/oof.npz")] or [run_dir / "config.json", run_dir / "submission.csv"]
+    """By which a run is known as the same: its finished folds' predictions, or what else there is."""
+    others = (run_dir / "config.json", run_dir / "submission.csv", *run_dir.glob("fold*/history.csv"))
+    paths = [*run_dir.glob("fold*/oof.npz")] or others
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in paths if path.is_file()}
 
 

@@ -20,12 +20,12 @@ from ctseg.runs import PLACES, make_config, open_run
 from ctseg.submission import check_submission
 
 
-def attach_run(run: str, weights: str | None = None) -> Path | None:
+def attach_run(run: str, *weights: str | None) -> Path | None:
     """Copy the run of that name that is attached below Kaggle's input to `runs/`; return its folder, or None.
 
     A run is known by its `config.json`, whatever its folder is called. Its finished folds are used for
     prediction and not trained again. Nothing is copied where `runs/` has the run already, nor where runs are
-    attached for the sake of the file `weights`, from which training starts.
+    attached for the sake of one of the files `weights`, from which training starts.
 
     Raises:
         ValueError: what is attached is another run, more than one of this name, a run without a finished
@@ -35,7 +35,7 @@ def attach_run(run: str, weights: str | None = None) -> Path | None:
         return find_run_dir(str(run))
     attached = _find_attached()
     named = [folder for folder, name in attached.items() if name == str(run)]
-    if not named and Path(weights or "").is_relative_to(KAGGLE_INPUT):
+    if not named and any(Path(path or "").is_relative_to(KAGGLE_INPUT) for path in weights):
         return None
     for path in KAGGLE_INPUT.glob("**/best_unet_model.pth"):
         if not set(path.parents) & attached.keys():
@@ -134,9 +134,14 @@ def _train_member(config: Config, changes: Mapping[str, Any], given: Mapping[str
 def _is_worth_it(averaged: Sequence[OutOfFold], further: OutOfFold, threshold: float) -> bool:
     """Whether a mean is as good with a further run as without it, on the images that all have; reported.
 
-    By a plain threshold, and large images made smaller, as for the choice of a post-processing.
+    By a plain threshold, and large images made smaller, as for the choice of a post-processing. A run with
+    less than half of the first one's images, as of a single fold, would leave too few to choose by.
     """
     *others, own = select_common([*averaged, further])
+    if len(own.cases) < len(averaged[0].cases) / 2:
+        n_images = f"{len(own.cases)} of {len(averaged[0].cases)} validation images"
+        print(f"left out: it predicted {n_images}, less than half", flush=True)
+        return False
     plain = PostProcess(threshold=threshold)
     without, with_it = (
         float(np.mean(OutOfFold.average(runs).shrink().score(plain))) for runs in (others, [*others, own])

@@ -213,13 +213,15 @@ def test_without_a_gpu_the_preset_is_one_for_a_cpu(built):
 
 
 def test_further_runs_of_a_kernel_are_between_its_training_and_its_submission(clone, call):
-    members = "encoder=convnext_small", "target_size=512, seed=1"
+    members = "encoder=convnext_small", "target_size=512, seed=1", "weights=/kaggle/input/b.pth"
     status, printed = call(build, *(text for member in members for text in ("--member", member)))
     assert status == 0 and "member: target_size 512, seed 1\n" in printed
     assert printed.count("member: encoder convnext_small\n") == 1
     sources = [cell.source for cell in read_built(clone).cells]
     (place,) = [index for index, source in enumerate(sources) if "= train_members(" in source]
     assert "    {'encoder': 'convnext_small'},\n    {'target_size': 512, 'seed': 1},\n" in sources[place]
+    assert sum("if attach_run(" in source for source in sources) == 1
+    assert any("if attach_run(run, weights, '/kaggle/input/b.pth'):" in source for source in sources[:place])
     assert any("train_folds(" in source for source in sources[:place])
     assert any("find_members(" in source for source in sources[place:])
 

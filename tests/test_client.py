@@ -11,6 +11,7 @@ import pytest
 from kaggle_server import URL
 
 from ctseg.contest import A0
+from ctseg.files import write_json
 from kaggle_kernel import client
 
 SAVED = {"url": "https://example.org/code/somebody/ctseg-segmentation", "versionNumber": 3}
@@ -135,7 +136,7 @@ def test_the_run_of_a_kernel_comes_home_and_replaces_none(clone, call, server, b
         assert (clone / "runs" / name / "fold0" / "oof.npz").read_text() == text
 
 
-@pytest.mark.parametrize("first", ["a", "gpu"])  # before and after "average" in the alphabet
+@pytest.mark.parametrize("first", ["a", "gpu,1"])  # before and after "average" in the alphabet
 def test_of_a_kernel_with_several_runs_the_average_is_submitted(
     clone, call, server, built, tiny, submission, first
 ):
@@ -155,6 +156,8 @@ def test_of_a_kernel_with_several_runs_the_average_is_submitted(
     }
     server.answers |= {name.replace("/", "-"): text.encode() for name, text in files.items()}
     shutil.rmtree(clone / "runs", ignore_errors=True)
+    begun = clone / "runs" / "gpu" / "config.json"  # one of ours, whose name is in that of the kernel's
+    write_json({}, begun)
     for name in ("", "-2", "-2"):  # the third time the same as the second
         status, printed = call(client, "output", "--data", tiny)
         assert status == 0 and printed.endswith(f"submit it: make submit RUN={average}{name}\n"), printed
@@ -173,7 +176,7 @@ def test_an_output_without_a_submission_replaces_none(clone, call, server, built
     assert call(client, "output", "--data", tiny)[0] == 0
     server.answers["ListKernelSessionOutput"] = {"files": [], "log": "[]"}
     status, printed = call(client, "output", "--data", tiny)
-    assert status == 1 and "the kernel made no submission; what it made is in" in printed
+    assert status == 1 and "the kernel made no submission; its runs are in " in printed
     assert (clone / "runs" / "kaggle" / "submission.csv").read_text() == submission
 
 

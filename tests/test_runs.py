@@ -20,6 +20,7 @@ from ctseg.files import read_json, write_json, write_text
 from ctseg.paths import find_run_dir
 from ctseg.phantom import write_phantom
 from ctseg.runs import (
+    choose_window,
     count_operations,
     find_members,
     find_new_folder,
@@ -687,6 +688,22 @@ def test_the_facts_that_are_given_hold_for_all_runs_of_an_average(phantom, tmp_p
     for member, _ in find_members(config, open_run(config, trains=False)):
         assert member.train_masks == "elsewhere/Mask"
     moved.rename(phantom / "Train")
+
+
+def test_a_window_for_16_bits_may_be_given_to_an_average_of_runs_that_saw_8(tiny, tmp_path):
+    for run in "ab":
+        begin_run(tiny, run=run)
+    config = make_config(runs="a,b", run="both", data_root=str(tiny), window_low=0, window_high=4000)
+    members = find_members(config, open_run(config, trains=False))
+    assert [choose_window(*member) for member in members] == [(0, 4000)] * 2
+    config = make_config(run="both")
+    assert [choose_window(*member) for member in find_members(config, find_run_dir("both"))] == [None] * 2
+    for path in (tiny / "Train" / "Image").iterdir():
+        save_image(path, np.full((30, 40), 2000, np.uint16))
+    begin_run(tiny, run="deep")
+    config = make_config(runs="a,deep", run="c", data_root=str(tiny), window_low=0, window_high=4000)
+    with pytest.raises(ValueError, match="runs/deep holds a run with other settings .window_low: got 0.0"):
+        find_members(config, open_run(config, trains=False))
 
 
 def test_many_runs_and_a_run_that_is_called_as_their_list_are_no_matter(phantom, tmp_path):

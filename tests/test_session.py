@@ -61,7 +61,8 @@ def test_an_attached_run_of_another_name_is_said_so_rather_than_trained_anew(wor
     folder = attach(working, "my-weights")
     with pytest.raises(ValueError, match=f"run: got '{run}', attached is 'best' in {folder}; pass the name"):
         attach_run(run)
-    assert attach_run(run, weights=str(folder / "fold0" / "best_unet_model.pth")) is None  # to start from
+    weights = str(folder / "fold0" / "best_unet_model.pth")  # to start from
+    assert attach_run(run, weights) is None and attach_run(run, "default", weights) is None
     assert not (working / "runs").exists()
 
 
@@ -186,6 +187,13 @@ def test_a_further_run_with_which_the_mean_scores_lower_is_left_out(working, tin
         r"member a-seed=1\n(.*\n)*left out: Dice 1.0000 without it, 0.[0-4]\d+ with it, on 4 valid", said
     )
     assert re.search(r"member a-seed=2\n(.*\n)*Dice 1.0000 without it, 1.0000 with it, on 4 valid", said)
+
+
+def test_a_further_run_of_few_validation_images_is_left_out(working, tiny, cores, capsys, foresight):
+    cores(1)
+    first = train_first(tiny)
+    assert train_members(first, [{"n_folds": 1}]) == (first, working / "runs" / "a")
+    assert "left out: it predicted 1 of 4 validation images, less than half" in capsys.readouterr().out
 
 
 def test_what_the_first_run_was_told_holds_for_further_ones(working, tiny, cores, foresight):
