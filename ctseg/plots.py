@@ -1,4 +1,4 @@
-"""Figures and tables for the notebooks; each function returns a Matplotlib figure, or HTML for a table."""
+"""One look for all figures, and tables; each function returns a Matplotlib figure, or HTML for a table."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,18 @@ from torch import Tensor
 
 from ctseg.data import Case, png_path, read_image, read_mask
 
-_TRUE, _PREDICTED = "lime", "magenta"
-
+TRUE, PREDICTED = "lime", "magenta"  # of outlines and errors: a pair that color-blind readers tell apart too
+# Of curves and bars, which they tell apart as well: Okabe & Ito, Color Universal Design, 2008.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_LOOK = {
+    "axes.prop_cycle": plt.cycler(color=COLORS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
 
 PANELS = {  # of `plot_history`: the columns of a history, the second one dashed
     "validation Dice": ("val_dice",),
@@ -50,7 +60,8 @@ def new_axes(n: int, *, columns: int, size: float, height: float | None = None) 
     """A figure of n axes, an array (n,), in a grid, each `size` inches wide and `height` high (or square)."""
     rows = -(-n // columns)
     figsize = (columns * size, rows * (height or size))
-    figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
+    with plt.rc_context(_LOOK):
+        figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
     for spare in axes.flat[n:]:
         spare.axis("off")
     plt.close(figure)  # returned, and so shown once, by the cell that asked for it
@@ -77,7 +88,7 @@ def plot_colors(descriptions: Sequence[Mapping]) -> Figure:
     figure, axes = new_axes(2, columns=2, size=4.5, height=2.8)
     texts = {"mean": "mean of an image", "std": "standard deviation within an image"}
     for axis, (statistic, text) in zip(axes, texts.items()):
-        for channel, color in zip("rgb", ("tab:red", "tab:green", "tab:blue")):
+        for channel, color in zip("rgb", (COLORS[5], COLORS[2], COLORS[0])):
             values = [row[f"{statistic}_{channel}"] for row in descriptions]
             axis.hist(values, bins=40, histtype="step", color=color, label=channel)
         axis.set(xlabel=text, ylabel="images")
@@ -85,13 +96,13 @@ def plot_colors(descriptions: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def _thin_out(array: np.ndarray) -> np.ndarray:
+def thin_out(array: np.ndarray) -> np.ndarray:
     """Every n-th row and column of an image (H, W, 3) or mask (H, W), so that 512 to 1,023 pixels remain."""
     every = max(1, max(array.shape[:2]) // 512)
     return np.ascontiguousarray(array[::every, ::every])
 
 
-def _show_case(
+def show_case(
     axis: plt.Axes,
     image: np.ndarray,
     true_mask: np.ndarray | None,
@@ -99,9 +110,9 @@ def _show_case(
     title: str,
 ) -> None:
     """Draw an image (H, W, 3), thinned out, with its true and predicted outlines."""
-    axis.imshow(_thin_out(image))
-    for mask, color in ((true_mask, _TRUE), (pred_mask, _PREDICTED)):
-        mask = None if mask is None else _thin_out(mask)
+    axis.imshow(thin_out(image))
+    for mask, color in ((true_mask, TRUE), (pred_mask, PREDICTED)):
+        mask = None if mask is None else thin_out(mask)
         if mask is not None and mask.any() and not mask.all() and min(mask.shape) > 1:
             axis.contour(mask, levels=[0.5], colors=color, linewidths=1.2)
     axis.set_title(title, fontsize=8, parse_math=False)
@@ -120,7 +131,7 @@ def plot_cases(images, true_masks=None, pred_masks=None, *, titles=None, columns
     blank = [None] * len(images)
     each = zip(axes, images, true_masks or blank, pred_masks or blank, titles or [""] * len(images))
     for axis, image, true_mask, pred_mask, title in each:
-        _show_case(axis, image, true_mask, pred_mask, title)
+        show_case(axis, image, true_mask, pred_mask, title)
     return figure
 
 
@@ -138,9 +149,9 @@ def plot_predictions(
     images, pred_masks, trues, titles = [], [], [], []
     for case in cases:
         pred_mask = read_mask(png_path(mask_dir, case.image_id))
-        images.append(_thin_out(read_image(case.image, window=window)))
-        pred_masks.append(_thin_out(pred_mask))
-        trues.append(true_masks and _thin_out(read_mask(png_path(true_masks, case.image_id))))
+        images.append(thin_out(read_image(case.image, window=window)))
+        pred_masks.append(thin_out(pred_mask))
+        trues.append(true_masks and thin_out(read_mask(png_path(true_masks, case.image_id))))
         whole = {0: ": empty", 1: ": all of it"}.get(pred_mask.mean(), "")  # no outline would show
         titles.append(f"{case.image_id}{whole}")
     return plot_cases(images, trues, pred_masks, titles=titles)
@@ -164,7 +175,7 @@ def plot_history(
             for name, style in zip(PANELS[text], ("-", "--")):
                 label = f"fold {fold}" if style == "-" else None
                 values = [row[name] for row in history]
-                axis.plot(epochs, values, style, marker=marker, color=f"C{fold % 10}", label=label)
+                axis.plot(epochs, values, style, marker=marker, color=COLORS[fold % len(COLORS)], label=label)
         axis.set_title(text, fontsize=8)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -191,8 +202,8 @@ def plot_gains(rows: Sequence[Mapping]) -> Figure:
     figure, (axis,) = new_axes(1, columns=1, size=7, height=0.22 * len(rows) + 0.8)
     for place, row in enumerate(rows):
         spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]
-        fill = "tab:blue" if row["chosen"] else "white"
-        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color="tab:blue", mfc=fill, capsize=3)
+        fill = COLORS[0] if row["chosen"] else "white"
+        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color=COLORS[0], mfc=fill, capsize=3)
     axis.axvline(0, color="gray", linewidth=1)
     axis.set(yticks=range(len(rows)), yticklabels=[row["postprocess"] for row in rows])
     axis.set_xlabel("validation Dice gained, 95 % interval")
@@ -212,10 +223,10 @@ def plot_forest(
     figure, (axis,) = new_axes(1, columns=1, size=9, height=0.26 * len(names) + 1)
     for place, row in enumerate([*rows, *effects]):
         spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]
-        fill = "tab:blue" if place < len(rows) else "white"
-        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color="tab:blue", mfc=fill, capsize=3)
+        fill = COLORS[0] if place < len(rows) else "white"
+        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color=COLORS[0], mfc=fill, capsize=3)
     for place, gains in enumerate(fold_gains):
-        axis.plot(gains, [place] * len(gains), ".", color="tab:orange", markersize=4, zorder=3)
+        axis.plot(gains, [place] * len(gains), ".", color=COLORS[1], markersize=4, zorder=3)
     axis.axvline(0, color="gray", linewidth=1)
     axis.set(yticks=range(len(names)), yticklabels=names)
     axis.set_xlabel("Dice gained over the base; simultaneous 95 % intervals, dots are folds or repeats")
@@ -228,7 +239,7 @@ def plot_scores(scores: np.ndarray) -> Figure:
     """Histogram of each image's Dice (N,), with the mean marked."""
     figure, (axis,) = new_axes(1, columns=1, size=6, height=2.4)
     axis.hist(scores, bins=np.linspace(0, 1, 41))
-    axis.axvline(np.mean(scores), color="tab:red", label=f"mean {np.mean(scores):.4f}")
+    axis.axvline(np.mean(scores), color=COLORS[5], label=f"mean {np.mean(scores):.4f}")
     axis.set(xlabel="Dice of an image", ylabel="images")
     axis.legend()
     return figure

@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 
 from ctseg.data import Case
 from ctseg.plots import (
+    COLORS,
     new_axes,
     plot_batch,
     plot_cases,
@@ -128,7 +129,7 @@ def test_the_chosen_gain_is_filled_and_each_has_its_interval():
     (axis,) = figure.axes
     assert [text.get_text() for text in axis.get_yticklabels()] == ["plain", "smooth", "fill"]
     fills = [to_hex(bars.lines[0].get_markerfacecolor()) for bars in axis.containers]
-    assert fills == [to_hex("white"), to_hex("tab:blue"), to_hex("white")]
+    assert fills == [to_hex("white"), to_hex(COLORS[0]), to_hex("white")]
     spreads = [bars.lines[2][0].get_segments()[0][:, 0].tolist() for bars in axis.containers]
     expected = [(row["gain_low"], row["gain_high"]) for row in rows]
     assert [value for spread in spreads for value in spread] == pytest.approx(np.ravel(expected).tolist())
@@ -149,7 +150,7 @@ def test_a_history_is_drawn_in_one_color_per_fold():
     figure = plot_history({0: history, 3: history[:1]})
     draw(figure)
     scores, losses, _, rates = figure.axes
-    assert [line.get_color() for line in losses.lines] == ["C0", "C0", "C3", "C3"]
+    assert [line.get_color() for line in losses.lines] == [COLORS[0]] * 2 + [COLORS[3]] * 2
     assert [line.get_linestyle() for line in losses.lines] == ["-", "--"] * 2
     assert [line.get_marker() for line in scores.lines] == [".", "."]  # one epoch alone would not show
     (line,) = plot_history({0: history * 50}, panels=["validation Dice"]).axes[0].lines

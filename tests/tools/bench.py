@@ -36,7 +36,7 @@ from ctseg.device import choose_precision, find_device, use_threads
 from ctseg.files import atomic_path, write_json
 from ctseg.folds import assign_folds, train_fold
 from ctseg.paths import find_run_dir
-from ctseg.plots import new_axes
+from ctseg.plots import COLORS, new_axes
 from ctseg.postprocess import PostProcess, choose_postprocess, choose_without, score_own
 from ctseg.predict import ORIENTATIONS, OutOfFold, predict_probabilities, predict_training_set
 from ctseg.runs import make_config, make_dataset, make_network
@@ -194,7 +194,7 @@ def bench_training(config: Config, minutes: list[float], run_dir: Path) -> None:
         row = {"minutes": budget, "seconds": float(seconds[-1]), "epochs": len(history)}
         rows.append(row | {"val_dice": history[-1]["val_dice"]})
         axis.plot(seconds, [row["val_dice"] for row in history], color="lightgray", marker=".")
-    axis.plot([row["seconds"] for row in rows], [row["val_dice"] for row in rows], "o-", color="tab:blue")
+    axis.plot([row["seconds"] for row in rows], [row["val_dice"] for row in rows], "o-", color=COLORS[0])
     axis.set(xlabel="seconds of training and validation", ylabel="validation Dice of the last epoch")
     with atomic_path(run_dir / "curve.png") as partial:
         figure.savefig(partial, dpi=110)
