@@ -37,7 +37,9 @@ Before and after:
     tables.py       what the contest's own tables say of its submission
     check.py        the data check: every problem in one table
     explore.py      the tables of notebooks 01 and 02
+    diagnose.py     levels, verdicts and doubts: the tables of notebooks 03 and 04
     plots.py        figures and tables
+    plots_results.py  the figures of notebooks 03 and 04
     page.py         a page in one file, with its pictures
     report.py       a run's summary and its report
 

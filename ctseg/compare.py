@@ -87,9 +87,11 @@ class Comparison:
 def compare_runs(*names: str) -> Comparison:
     """Compare finished runs on the same data by their names below `runs/`; the first is the base.
 
+    They are compared on the validation images that all of them have: those of a single split are few.
+
     Raises:
         FileNotFoundError: a run has no trained fold.
-        ValueError: runs on other data or other images, or an average of runs.
+        ValueError: runs on other data, or without an image that all have; or an average of runs.
     """
     for name in names:
         if not is_begun(find_run_dir(name)) and (averaged := read_config(run=name).runs):
@@ -97,34 +99,39 @@ def compare_runs(*names: str) -> Comparison:
                 f"{name} is the average of {averaged} and has no folds to compare by; its score next to that "
                 f"of each alone is in {find_run_dir(name) / 'report.html'}, which make average wrote"
             )
-    comparison = compare([Configuration(name, find_folds(find_run_dir(name))) for name in names])
-    if len(comparison.rows) < len(names):
-        left_out = "; ".join(note for note in comparison.notes if note.startswith("left out"))
-        raise ValueError(f"{left_out}; compare runs with the same seed, split and folds, or with all folds")
-    return comparison
+    entries = [Configuration(name, find_folds(find_run_dir(name))) for name in names]
+    return compare(entries, only_common=True)
 
 
-def compare(configurations: Sequence[Configuration]) -> Comparison:
+def compare(configurations: Sequence[Configuration], *, only_common: bool = False) -> Comparison:
     """Compare configurations by the Dice of each image that was not trained on; the first is the base.
 
     Dice is that of a plain threshold, at each image's own size. The gain over the base has a simultaneous
     95 % interval: all of them hold at once in 95 of 100 comparisons, however many configurations there are.
-    Configurations that were not scored on the base's images are left out, and a note names them.
+    Configurations that were not scored on the base's images are left out, and a note names them; with
+    `only_common` images are, which not all configurations have.
 
     Raises:
-        ValueError: a run was trained on other masks than the base, or its predictions cannot be read.
+        ValueError: a run was trained on other masks than the base, or its predictions cannot be read; or
+            there is no image that all have.
     """
     base = configurations[0]
     dice = {entry.name: _read_dice(entry) for entry in configurations}
     _check_same_data([path for entry in configurations for path in entry.run_dirs])
     averages = {name: _average(found) for name, found in dice.items()}
+    notes = []
+    if only_common:
+        n_most = max(map(len, averages.values()))
+        averages = _select_common(averages)
+        if (n := len(averages[base.name])) < n_most:
+            notes.append(f"compared on the {n} images that all runs predicted in validation, of {n_most}")
     images = list(averages[base.name])
     complete = [entry for entry in configurations if list(averages[entry.name]) == images]
     scores = np.array([list(averages[entry.name].values()) for entry in complete])  # (C, N)
     weights = draw_resamples(len(images))
     rows = sorted(_tabulate(complete, scores, weights), key=lambda row: row["rank"])
     fold_gains = [_find_fold_gains(dice[row["name"]], dice[base.name]) for row in rows]
-    notes = [
+    notes += [
         f"left out: {entry.name}, which was scored on {len(averages[entry.name])} images that are not the "
         f"{len(images)} of {base.name}"
         for entry in configurations
@@ -134,8 +141,23 @@ def compare(configurations: Sequence[Configuration]) -> Comparison:
     if rows[0]["verdict"] != "base" and fold_gains[0]:
         each = "fold" if len(base.run_dirs) == 1 else "repeat"
         notes.append(f"its gain on each {each}: {', '.join(f'{gain:+.4f}' for gain in fold_gains[0])}")
+    notes.append("Dice is that of a plain threshold, before post-processing")
     notes.append("intervals over images do not cover the noise of training; a list of seeds shows it")
     return Comparison(rows, fold_gains, _find_effects(complete, scores, weights), notes)
+
+
+def _select_common(dice: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Of each configuration's Dice by image those of the images that all of them have, in order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    common = sorted(set.intersection(*map(set, dice.values())))
+    if not common:
+        raise ValueError(
+            f"{', '.join(dice)} have no validation image in common; compare runs of the same folds, or of all"
+        )
+    return {name: {image: scores[image] for image in common} for name, scores in dice.items()}
 
 
 def _find_fold_gains(dice: Sequence[Mapping], base: Sequence[Mapping]) -> list[float]:
@@ -346,7 +368,9 @@ def draw_differences(*names: str, n_cases: int = 6) -> str:
     """
     train = make_dataset(make_config(run=names[0]), "train")
     fold_dirs = {name: find_folds(find_run_dir(name)) for name in names}
-    dice = {name: _average(_read_dice(Configuration(name, paths))) for name, paths in fold_dirs.items()}
+    dice = _select_common(
+        {name: _average(_read_dice(Configuration(name, paths))) for name, paths in fold_dirs.items()}
+    )
     for name in names:
         check_training_data(find_run_dir(name), train.cases)
     runs = {

@@ -44,7 +44,7 @@ from ctseg.split import find_groups, read_groups, split_cases
 from ctseg.train import (
     Learner,
     find_fold_dirs,
-    find_kept,
+    find_shown,
     read_checkpoint,
     read_history,
     slim_checkpoint,
@@ -262,8 +262,8 @@ def train_fold(
 ) -> None:
     """Train one fold and, last of all, keep its out-of-fold predictions, made with the weights it kept.
 
-    Then the states in its checkpoint are removed, and all pictures but those of the first epoch and of the
-    one that is kept; a fold that was finished before is tidied in the same way, and else left as it is.
+    Then the states in its checkpoint are removed, and all pictures but those of a few epochs (`find_shown`);
+    a fold that was finished before is tidied in the same way, and else left as it is.
     `ends_at`, `claim` and `log`: see `train_model`.
 
     Raises:
@@ -332,7 +332,7 @@ def _tidy_fold(fold_dir: Path, keep: str) -> None:
     with suppress(OSError, FolderBusy), lock_folder(fold_dir):
         slim_checkpoint(fold_dir)
         if history := read_history(fold_dir):
-            shown = {"epoch_1", f"epoch_{find_kept(history, keep)['epoch']}"}
+            shown = {f"epoch_{epoch}" for epoch in find_shown(history, keep)}
             for picture_dir in fold_dir.glob("val_outputs/epoch_*"):
                 if picture_dir.name not in shown:
                     shutil.rmtree(picture_dir)

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ctseg.data import Case, png_path, read_image, read_mask
+from ctseg.metrics import dice_score
 
 TRUE, PREDICTED = "lime", "magenta"  # of outlines and errors: a pair that color-blind readers tell apart too
 # Of curves and bars, which they tell apart as well: Okabe & Ito, Color Universal Design, 2008.
@@ -149,11 +151,13 @@ def plot_predictions(
     images, pred_masks, trues, titles = [], [], [], []
     for case in cases:
         pred_mask = read_mask(png_path(mask_dir, case.image_id))
+        true_mask = true_masks and read_mask(png_path(true_masks, case.image_id))
         images.append(thin_out(read_image(case.image, window=window)))
         pred_masks.append(thin_out(pred_mask))
-        trues.append(true_masks and thin_out(read_mask(png_path(true_masks, case.image_id))))
-        whole = {0: ": empty", 1: ": all of it"}.get(pred_mask.mean(), "")  # no outline would show
-        titles.append(f"{case.image_id}{whole}")
+        trues.append(true_masks and thin_out(true_mask))
+        whole = {0: ", empty", 1: ", all of it"}.get(pred_mask.mean(), "")  # no outline would show
+        dice = f", Dice {dice_score(pred_mask, true_mask):.3f}" if true_masks else ""
+        titles.append(f"{case.image_id}{whole}{dice}")
     return plot_cases(images, trues, pred_masks, titles=titles)
 
 
@@ -164,9 +168,12 @@ def plot_batch(images: Tensor, targets: Tensor, *, titles=None) -> Figure:
 
 
 def plot_history(
-    histories: Mapping[int, Sequence[Mapping]], *, panels: Sequence[str] = tuple(PANELS)
+    histories: Mapping[int, Sequence[Mapping]],
+    *,
+    panels: Sequence[str] = tuple(PANELS),
+    kept: Mapping[int, int] = MappingProxyType({}),
 ) -> Figure:
-    """Curves over the epochs, one color per fold, in one row of panels."""
+    """Curves over the epochs, one color per fold, in one row of panels; rings mark `kept` epochs."""
     figure, axes = new_axes(len(panels), columns=len(panels), size=3.6, height=2.8)
     for axis, text in zip(axes, panels):
         for fold, history in histories.items():
@@ -176,6 +183,8 @@ def plot_history(
                 label = f"fold {fold}" if style == "-" else None
                 values = [row[name] for row in history]
                 axis.plot(epochs, values, style, marker=marker, color=COLORS[fold % len(COLORS)], label=label)
+                if style == "-" and fold in kept:
+                    axis.plot(kept[fold], values[epochs.index(kept[fold])], "o", color="black", mfc="none")
         axis.set_title(text, fontsize=8)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -194,21 +203,6 @@ def plot_round_trip(rows: Sequence[Mapping]) -> Figure:
         axis.plot(sizes, [row[name] for row in rows], ".-", label=text)
     axis.set(xlabel="side of the square, pixels", ylabel="Dice")
     axis.legend()
-    return figure
-
-
-def plot_gains(rows: Sequence[Mapping]) -> Figure:
-    """The gain of each post-processing over the first row, with its interval; the chosen one filled."""
-    figure, (axis,) = new_axes(1, columns=1, size=7, height=0.22 * len(rows) + 0.8)
-    for place, row in enumerate(rows):
-        spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]
-        fill = COLORS[0] if row["chosen"] else "white"
-        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color=COLORS[0], mfc=fill, capsize=3)
-    axis.axvline(0, color="gray", linewidth=1)
-    axis.set(yticks=range(len(rows)), yticklabels=[row["postprocess"] for row in rows])
-    axis.set_xlabel("validation Dice gained, 95 % interval")
-    axis.tick_params(axis="y", labelsize=8)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
 
@@ -232,14 +226,4 @@ def plot_forest(
     axis.set_xlabel("Dice gained over the base; simultaneous 95 % intervals, dots are folds or repeats")
     axis.tick_params(axis="y", labelsize=8)
     axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top, none on the frame
-    return figure
-
-
-def plot_scores(scores: np.ndarray) -> Figure:
-    """Histogram of each image's Dice (N,), with the mean marked."""
-    figure, (axis,) = new_axes(1, columns=1, size=6, height=2.4)
-    axis.hist(scores, bins=np.linspace(0, 1, 41))
-    axis.axvline(np.mean(scores), color=COLORS[5], label=f"mean {np.mean(scores):.4f}")
-    axis.set(xlabel="Dice of an image", ylabel="images")
-    axis.legend()
     return figure

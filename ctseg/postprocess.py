@@ -159,6 +159,19 @@ def _helps(gain: np.ndarray) -> bool:
     return len(gain) >= _MIN_CASES and bootstrap_interval(gain)[0] > 0
 
 
+def keep_if_earned(
+    chosen: PostProcess, fitted_scores: np.ndarray, baseline: PostProcess, baseline_scores: np.ndarray
+) -> tuple[PostProcess, np.ndarray]:
+    """Return what to apply and its honest Dice (N,): the chosen steps, or the baseline where they fail.
+
+    A choice whose cross-fitted mean is below the baseline's does not carry over from some folds to the
+    others, as with networks that are hardly trained, and will not carry over to test images.
+    """
+    if np.mean(fitted_scores) < np.mean(baseline_scores):
+        return baseline, baseline_scores
+    return chosen, fitted_scores
+
+
 def choose_without(score_each: _ScoreEach, baseline: PostProcess, folds: np.ndarray) -> list[PostProcess]:
     """For each of N cases the post-processing that the cases of other folds choose; `folds` (N,) numbers."""
     chosen = {fold: choose_postprocess(score_each, baseline, folds != fold) for fold in np.unique(folds)}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -49,6 +50,25 @@ def predict_probabilities(
     The model is put into evaluation mode. `tta` names the orientations whose probabilities are averaged:
     "none", "flips" (4) or "d4" (8: all that flips and quarter turns can make of a square).
     """
+    probabilities = []
+    for batch in images.split(batch_size):
+        each = _predict_orientations(model, batch, tta)
+        probabilities.append(sum(probability / len(ORIENTATIONS[tta]) for probability in each).cpu())
+    return torch.cat(probabilities)
+
+
+@torch.inference_mode()
+def predict_each(networks: Sequence[nn.Module], images: Tensor, *, tta: str = "flips") -> np.ndarray:
+    """What each network says of each orientation, all upright: float32 (networks · orientations, N, S, S).
+
+    To see where they disagree; images and `tta` as in `predict_probabilities`, N small.
+    """
+    each = [_predict_orientations(network, images, tta) for network in networks]
+    return torch.stack([probability for found in each for probability in found]).cpu().numpy()
+
+
+def _predict_orientations(model: nn.Module, images: Tensor, tta: str) -> Iterator[Tensor]:
+    """Yield the probability (B, S, S), upright, by each orientation of uint8 images (B, 3, S, S)."""
     device = next(model.parameters()).device
     dtype = choose_precision(device)
     model.eval()
@@ -57,16 +77,11 @@ def predict_probabilities(
         with autocast(device, dtype):
             return model(oriented.contiguous(memory_format=MEMORY_FORMAT)).float().sigmoid()[:, 0]
 
-    probabilities = []
-    for batch in images.split(batch_size):
-        upright = to_float(batch.to(device))
-        mean = torch.zeros((), device=device)
-        for rot90, mirrored in ORIENTATIONS[tta]:
-            oriented = upright.rot90(rot90, (2, 3))
-            probability = predict(oriented.flip(3)).flip(2) if mirrored else predict(oriented)
-            mean = mean + probability.rot90(-rot90, (1, 2)) / len(ORIENTATIONS[tta])
-        probabilities.append(mean.cpu())
-    return torch.cat(probabilities)
+    upright = to_float(images.to(device))
+    for rot90, mirrored in ORIENTATIONS[tta]:
+        oriented = upright.rot90(rot90, (2, 3))
+        probability = predict(oriented.flip(3)).flip(2) if mirrored else predict(oriented)
+        yield probability.rot90(-rot90, (1, 2))
 
 
 def predict_training_set(
@@ -86,18 +101,33 @@ class Predictor:
     tta: str = "none"
 
     def predict(self, indices: Iterable[int]) -> tuple[np.ndarray, Sequence[Letterbox]]:
-        """The mean probability over networks and orientations, float32 (B, S, S), and the letterboxes."""
+        """Each network's probability, the mean over orientations, and the letterboxes.
+
+        They are float32 (B, networks, S, S).
+        """
         images, _, letterboxes = zip(*map_threads(self.dataset.__getitem__, indices))
         batch = torch.stack(images)
-        # (networks, B, S, S)
-        each = torch.stack([predict_probabilities(network, batch, tta=self.tta) for network in self.networks])
-        return each.mean(dim=0).numpy(), letterboxes
+        each = [predict_probabilities(network, batch, tta=self.tta) for network in self.networks]
+        return torch.stack(each, dim=1).numpy(), letterboxes
 
 
-def predict_cases(
-    predictors: Sequence[Predictor], *, batch_size: int = 8
-) -> Iterator[tuple[Case, np.ndarray, Letterbox]]:
-    """Yield (case, probability float32 (S, S), its letterbox), the mean over predictors of the same cases.
+class Prediction(NamedTuple):
+    """What networks say of an image.
+
+    Attributes:
+        case, letterbox: the image, and where it lies in its square.
+        probability: float32 (S, S), the mean over runs, their networks and orientations.
+        agreement: how much the networks agree, see `measure_agreement`.
+    """
+
+    case: Case
+    probability: np.ndarray
+    letterbox: Letterbox
+    agreement: float
+
+
+def predict_cases(predictors: Sequence[Predictor], *, batch_size: int = 8) -> Iterator[Prediction]:
+    """Yield the prediction of each case by predictors of the same cases, in the largest one's square.
 
     Holds one batch at a time, however many images there are.
     """
@@ -108,7 +138,9 @@ def predict_cases(
         by_image = (zip(*each) for each in by_run)
         for index, maps, letterboxes in zip(indices, *by_image):
             largest = max(letterboxes, key=lambda letterbox: letterbox.target_size)
-            yield cases[index], _average(maps, letterboxes, largest), largest
+            probability = _average([each.mean(axis=0) for each in maps], letterboxes, largest)
+            in_squares = [largest.transfer(probability, letterbox) for letterbox in letterboxes]
+            yield Prediction(cases[index], probability, largest, measure_agreement(maps, in_squares))
 
 
 def _average(maps: Sequence[np.ndarray], letterboxes: Sequence[Letterbox], largest: Letterbox) -> np.ndarray:
@@ -117,31 +149,68 @@ def _average(maps: Sequence[np.ndarray], letterboxes: Sequence[Letterbox], large
     return np.mean(moved, axis=0)
 
 
-def predict_masks(predictors: Sequence[Predictor], chosen: PostProcess) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (image_id, mask), bool (H, W) at the image's own size."""
-    for case, probability, letterbox in predict_cases(predictors):
-        yield case.image_id, make_mask(probability, letterbox, chosen)
+def measure_agreement(maps: Sequence[np.ndarray], means: Sequence[np.ndarray]) -> float:
+    """How much networks agree on an image, in [0, 1]: the mean Dice of each one's mask with that of the mean.
+
+    By a threshold of one half; 1 for a single network, and where none finds anything. Without a true mask it
+    tells which predictions to doubt (Roy et al., Bayesian QuickNAT, 2019).
+
+    Args:
+        maps: of each run its networks' probabilities (networks, S, S).
+        means: the mean over all of them in each run's square (S, S).
+    """
+    pairs = [(each, mean) for found, mean in zip(maps, means) for each in found]
+    return float(np.mean([dice_score(each > 0.5, mean > 0.5) for each, mean in pairs]))
 
 
-def write_masks(predictions: Iterable[tuple[str, np.ndarray]], folder: Path) -> None:
-    """Write each (image_id, mask), bool (H, W), as `folder/<image_id>.png` of 0 and 255, one at a time.
+def measure_spread(predictors: Sequence[Predictor], index: int) -> np.ndarray:
+    """Where predictions of an image disagree: float32 (H, W) at its own size, in [0, 0.5].
+
+    The standard deviation of the probability over all networks and four orientations.
+    """
+    items = [predictor.dataset[index] for predictor in predictors]
+    largest = max((letterbox for _, _, letterbox in items), key=lambda letterbox: letterbox.target_size)
+    moved = []
+    for predictor, (image, _, letterbox) in zip(predictors, items):
+        maps = predict_each(predictor.networks, image[None])[:, 0]
+        moved += [letterbox.transfer(probability, largest) for probability in maps]
+    return largest.undo(np.std(moved, axis=0))
+
+
+def predict_masks(
+    predictors: Sequence[Predictor], chosen: PostProcess
+) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Yield (image_id, mask, agreement): bool (H, W) at the image's own size, and see `measure_agreement`."""
+    for case, probability, letterbox, agreement in predict_cases(predictors):
+        yield case.image_id, make_mask(probability, letterbox, chosen), agreement
+
+
+def write_masks(predictions: Iterable[tuple[str, np.ndarray, float]], folder: Path) -> dict[str, float]:
+    """Write each mask, bool (H, W), as `folder/<image_id>.png` of 0 and 255, one at a time.
 
     Once all are written, other masks in the folder, of an earlier prediction, are removed.
+
+    Args:
+        predictions: as `predict_masks` yields them.
+
+    Returns:
+        Each image's agreement by its id.
 
     Raises:
         ValueError: an image_id is repeated.
     """
-    written: set[str] = set()
+    agreements: dict[str, float] = {}
     with lock_folder(folder):
-        for image_id, mask in predictions:
-            if image_id in written:
+        for image_id, mask, agreement in predictions:
+            if image_id in agreements:
                 raise ValueError(f"prediction for {image_id!r}, which is repeated; expected each image once")
             with atomic_path(png_path(folder, image_id)) as partial:
                 Image.fromarray(mask).convert("L").save(partial)
-            written.add(image_id)
+            agreements[image_id] = agreement
         for path in list(folder.glob("*.png")):
-            if printable(path.stem) not in written:
+            if printable(path.stem) not in agreements:
                 path.unlink()
+    return agreements
 
 
 def read_masks(folder: Path) -> Iterator[tuple[str, np.ndarray]]:

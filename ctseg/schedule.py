@@ -160,3 +160,6 @@ def one_cycle(done: float) -> float:
     """
     rise = 0.2
     return done / rise if done < rise else 0.5 + 0.5 * math.cos(math.pi * (done - rise) / (1 - rise))
+
+
+SCHEDULES = {"constant": lambda done: 1.0, "one_cycle": one_cycle}  # as the setting `schedule` names them

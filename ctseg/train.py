@@ -27,7 +27,7 @@ from ctseg.log import Log
 from ctseg.losses import DiceBCELoss, Losses
 from ctseg.metrics import dice_score
 from ctseg.predict import predict_training_set, write_oof
-from ctseg.schedule import Pace, Plan, Planner, one_cycle
+from ctseg.schedule import SCHEDULES, Pace, Plan, Planner
 from ctseg.seeds import make_generator, make_seed
 from ctseg.transforms import Letterbox
 from ctseg.weights import read_torch, write_torch
@@ -96,7 +96,8 @@ def train_model(
             on_case=log.give_sign,
         )
         seconds = time.monotonic() - started
-        history.append({"epoch": epoch + 1, **row, "val_dice": float(scores.mean()), "seconds": seconds})
+        times = {"seconds": seconds, "val_seconds": seconds - trained}
+        history.append({"epoch": epoch + 1, **row, "val_dice": float(scores.mean()), **times})
         done = steps.stop
         if epoch == 0:
             claim()
@@ -186,10 +187,17 @@ def read_history(fold_dir: Path) -> list[dict]:
 
 
 def _complete(history: Sequence[dict]) -> list[dict]:
-    """A history with today's columns: soft Dice was once called dice, and skipped steps were not counted."""
+    """A history with today's columns.
+
+    Soft Dice was once called dice, skipped steps were not counted, and of an epoch's seconds those of
+    validation, here 0, were not kept.
+    """
     new = {"dice": "train_soft_dice"}
     rows = [{new.get(name, name): value for name, value in row.items()} for row in history]
-    return [{"epoch": row["epoch"], "skipped_steps": 0} | row for row in rows]
+    return [
+        {"epoch": row["epoch"], "skipped_steps": 0} | row | {"val_seconds": row.get("val_seconds", 0.0)}
+        for row in rows
+    ]
 
 
 def find_kept(history: Sequence[dict], keep: str) -> dict:
@@ -199,6 +207,18 @@ def find_kept(history: Sequence[dict], keep: str) -> dict:
     end of the schedule, which validation did not pick and so scores without bias.
     """
     return history[-1] if keep == "last" else max(history, key=lambda row: row["val_dice"])
+
+
+def find_shown(history: Sequence[dict], keep: str) -> list[int]:
+    """The epochs whose pictures of validation cases are kept: the first, one on the way, and the kept one.
+
+    Learning is fastest at first, so the one on the way is the root of the last one's number.
+
+    >>> find_shown([{"epoch": epoch} for epoch in range(1, 21)], "last")
+    [1, 4, 20]
+    """
+    kept = find_kept(history, keep)["epoch"]
+    return sorted({1, round(math.sqrt(kept)), kept})
 
 
 class Learner:
@@ -221,8 +241,7 @@ class Learner:
 
     def set_lr(self, step: int) -> float:
         """Set the learning rate of a step by the schedule, which is spread over `plan`; return it."""
-        share = one_cycle(self.plan.locate(step)) if self.config.schedule == "one_cycle" else 1.0
-        lr = self.config.lr * share
+        lr = self.config.lr * SCHEDULES[self.config.schedule](self.plan.locate(step))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr

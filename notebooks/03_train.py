@@ -7,11 +7,11 @@
 # ---
 
 # %% [markdown]
-# # 3 · Train
+# # 3 · Does it learn?
 #
-# One U-Net per fold, BCE + Dice on soft targets, validated after each epoch at the images' own size. The last
-# weights are kept, because validation did not pick them; in `baseline`, and with `keep = "best"`, those of
-# the epoch with the highest validation Dice.
+# One [U-Net](https://arxiv.org/abs/1505.04597) per fold, BCE + Dice on soft targets, validated after each
+# epoch at the images' own size. The last weights are kept, because validation did not pick them; in
+# `baseline`, and with `keep = "best"`, those of the epoch with the highest validation Dice.
 #
 # *Input:* the data set. *Artifacts:* `runs/<run>/fold<k>/` with `best_unet_model.pth`, `last.pth` (from which
 # a stopped run resumes), `history.csv`, `val_outputs/` and `oof.npz` (the predictions on the images that the
@@ -21,17 +21,19 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+import torch
 
 from ctseg.data import load_training_set
 from ctseg.device import choose_precision, find_device
+from ctseg.diagnose import judge_training, tabulate_levels, tabulate_losses, tabulate_seconds
 from ctseg.folds import assign_folds, train_folds
 from ctseg.page import keep_figure
-from ctseg.plots import plot_cases, plot_history, table
+from ctseg.plots import plot_history, table
+from ctseg.plots_results import plot_epochs, plot_schedule
 from ctseg.runs import make_config, make_dataset, make_network, open_run, read_parameters
+from ctseg.seeds import make_generator
 from ctseg.tables import check_tables
-from ctseg.train import find_kept
+from ctseg.train import Learner, find_kept, find_shown
 
 # %% [markdown] tags=["setup"]
 # ## Parameters
@@ -73,7 +75,8 @@ config
 # %%
 check_tables(Path(config.data_root), config, limit=100)
 training_set = load_training_set(make_dataset(config, "train"))
-print(f"{len(training_set)} images of {config.target_size} pixels, {training_set.pixels.nbytes / 1e6:.0f} MB")
+n, megabytes = len(training_set), training_set.pixels.nbytes / 1e6
+print(f"{n} images of {config.target_size} pixels, {megabytes:.0f} MB, in {training_set.seconds:.1f} s")
 
 # %% [markdown]
 # ## The split
@@ -90,13 +93,47 @@ table([row | {"mean area": training_set.areas[in_fold[row["fold"]]].mean()} for 
 # %% [markdown]
 # ## The network
 #
-# A U-Net over the encoder; where the hardware has it, it computes in 16 bits.
+# The encoder halves the maps level by level and gives them more channels; the decoder joins them on the way
+# up, so that the logits know both *what* is there (deep levels) and *where* (shallow ones). Where the
+# hardware has it, the network computes in 16 bits.
 
 # %%
+torch.manual_seed(config.seed)
 model = make_network(replace(config, weights=""))  # to look at; training loads the weights it starts from
 millions = sum(p.numel() for p in model.parameters()) / 1e6
 device = find_device()
 print(f"{type(model).__name__}: {millions:.2f} M parameters, on {device} in {choose_precision(device)}")
+table(tabulate_levels(model, config.target_size))
+
+# %% [markdown]
+# *What to look for:* the deepest stride. A region that is smaller than it, in pixels of the square, is less
+# than one pixel there, and only the shallow levels see it.
+#
+# ## One batch by hand
+#
+# What training does thousands of times, here with two images on the CPU and thrown away afterwards: random
+# changes, logits, loss, gradient, step. A network that knows nothing says about ½ for each pixel, so BCE
+# begins near ln 2 = 0.693; on the same batch again and again it falls.
+
+# %%
+learner = Learner(make_network(replace(config, weights="")), replace(config, lr=1e-3))
+pixels = training_set.get_batch(torch.arange(2) % len(training_set))
+images, targets = learner.transform(pixels, make_generator(config.seed))
+print("pixels", tuple(pixels.shape), "uint8; three channels and the mask")
+print("images", tuple(images.shape), "targets", tuple(targets.shape), "in [0, 1]")
+print("logits", tuple(learner.model(images).shape))
+losses = [learner.step(pixels, make_generator(config.seed))[0] for _ in range(5)]
+learner = None  # its memory is free for training
+table(tabulate_losses(losses))
+
+# %% [markdown]
+# ## The learning rate
+#
+# `one_cycle` rises while the weights are far from good and falls to nothing, so that the last steps are small
+# and the last weights are good ones ([Smith 2018](https://arxiv.org/abs/1803.09820)).
+
+# %%
+keep_figure(plot_schedule(config), run_dir, "3 Learning rate")
 
 # %% [markdown]
 # ## Training
@@ -108,31 +145,44 @@ print(f"{type(model).__name__}: {millions:.2f} M parameters, on {device} in {cho
 # %%
 histories = train_folds(config, run_dir, training_set)
 
-# %%
-keep_figure(plot_history(histories), run_dir, "3 Training")
-
 # %% [markdown]
-# ## The epoch whose weights are kept
+# ## The curves
 #
-# Its row of the history, fold by fold. Folds that differ a lot mean few images, or hard ones on one side.
+# A ring marks the epoch whose weights are kept.
 
 # %%
 kept = {k: find_kept(history, config.keep) for k, history in histories.items()}
+kept_epochs = {k: row["epoch"] for k, row in kept.items()}
+keep_figure(plot_history(histories, kept=kept_epochs), run_dir, "3 Training")
+
+# %% [markdown]
+# *What to look for:* validation that rises to the end wants more epochs; validation that falls while the loss
+# falls on is overfitting; folds that differ a lot mean few images, or hard ones on one side. By simple rules:
+
+# %%
+for k, history in histories.items():
+    verdict = judge_training(history, config, n_validation=sum(in_fold[k]))
+    print(f"fold {k}: {verdict}")
 table([{"fold": k, **row} for k, row in kept.items()])
 
 # %% [markdown]
-# ## The first epoch and the kept one
+# ## From the first epoch to the kept one
 #
-# The same few validation cases: image, true mask, prediction. The last should have come closer to the second.
+# The same validation cases again and again, of one fold. *What to look for:* the place is found first, the
+# border last. What is still wrong at the end, is it the network or the mask?
 
 # %%
-k, row = max(kept.items())
-shown = sorted({1, row["epoch"]})
-picture_dirs = [run_dir / f"fold{k}" / "val_outputs" / f"epoch_{epoch}" for epoch in shown]
-paths = [path for picture_dir in picture_dirs for path in sorted(picture_dir.glob("[!.]*.png"))]
-titles = [f"{path.parent.name}: {path.stem}" for path in paths]
-figure = plot_cases([np.asarray(Image.open(path)) for path in paths], titles=titles, columns=4)
-keep_figure(figure, run_dir, "3 The first epoch and the kept one")
+k = max(histories)
+figure = plot_epochs(run_dir / f"fold{k}", find_shown(histories[k], config.keep))
+keep_figure(figure, run_dir, "3 From the first epoch to the kept one")
+
+# %% [markdown]
+# ## Where the time went
+#
+# Folds that train side by side share the machine, so their seconds overlap.
+
+# %%
+table(tabulate_seconds(histories))
 
 # %% [markdown]
 # ## The artifacts are there
@@ -142,3 +192,12 @@ for k in histories:
     for name in ("best_unet_model.pth", "history.csv", "oof.npz"):
         assert (run_dir / f"fold{k}" / name).is_file(), name
     print(run_dir / f"fold{k}")
+
+# %% [markdown]
+# ## Summary
+#
+# A U-Net joins what deep levels know with where shallow levels know it; BCE and Dice together train it; a
+# schedule that ends in small steps makes the last weights good ones. The pictures say more than the mean.
+#
+# **Two questions.** Why is the *soft* Dice of training lower than validation's Dice, although training images
+# were seen before? And if one fold were 0.03 below the others, what would you look at first?

@@ -13,28 +13,48 @@
 # the largest component is right where there is one region per image, and wrong where there are many.
 #
 # *Input:* the trained folds of `runs/<run>/`; nothing is trained here. *Artifacts:* `postprocess.json`,
-# `predicted_masks/*.png`, `submission.csv`, `examples.png`, `scores.csv`, `summary.json`, and `report.html`,
-# the page to read; of new images the masks, the submission and the examples, below
-# `predictions/<folder>-<checksum of its path>/`.
+# `predicted_masks/*.png`, `submission.csv`, `examples.png`, `suspects.csv`, `scores.csv`, `summary.json`, and
+# `report.html`, the page to read; of new images the masks, the submission, the examples and the suspects,
+# below `predictions/<folder>-<checksum of its path>/`.
 
 # %%
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from IPython.display import display
 
 from ctseg.check import check_images, print_warnings
-from ctseg.data import drop_unreadable, read_image
-from ctseg.files import atomic_path, lock_folder, write_json
+from ctseg.data import drop_unreadable
+from ctseg.diagnose import (
+    choose_step_case,
+    describe_gain,
+    measure_mask,
+    measure_masks,
+    pick_cases,
+    rank_suspects,
+    spread_out,
+    tabulate_thresholds,
+)
+from ctseg.files import atomic_path, lock_folder, write_csv, write_json
 from ctseg.folds import describe_unfinished, find_folds, find_oof, load_predictor
 from ctseg.page import keep_figure
 from ctseg.phantom import read_kinds
-from ctseg.plots import plot_cases, plot_gains, plot_predictions, plot_scores, table
+from ctseg.plots import plot_predictions, table
+from ctseg.plots_results import (
+    plot_code,
+    plot_errors,
+    plot_gains,
+    plot_scores,
+    plot_steps,
+    plot_thresholds,
+    plot_uncertainty,
+)
 from ctseg.postprocess import (
     PostProcess,
     choose_postprocess,
     choose_without,
-    make_mask,
+    keep_if_earned,
     read_choice,
     score_own,
     tabulate_choice,
@@ -113,45 +133,74 @@ else:
 # %% [markdown]
 # ## Validation, image by image
 #
-# Probabilities go back to each image's own size, then the threshold, then Dice. The mean hides the tail: look
-# at the worst cases. For new images there is nothing to validate on: they are predicted as the run has
-# decided before.
+# Probabilities go back to each image's own size, then the threshold, then Dice. *What to look for:* the mean
+# hides the tail on the left, and small regions are the hard ones. For new images there is nothing to validate
+# on: they are predicted as the run has decided before.
 
 # %%
 baseline = PostProcess(threshold=config.threshold)
 if validation:
     baseline_scores = validation.score(baseline)
-    display(keep_figure(plot_scores(baseline_scores), run_dir, "4 Dice of each validation image"))
+    areas = np.array([validation.get_mask(index).mean() for index in range(len(validation.cases))])
+    figure = plot_scores(baseline_scores, areas)
+    display(keep_figure(figure, run_dir, "4 Dice of each validation image"))
+
+# %% [markdown]
+# The four worst cases, four in the middle, the four best. Green is missed, magenta is too much. *What to look
+# for:* whole regions that are missed ask for more or other training; borders a little off are what people
+# disagree on too, and no network gains much there.
 
 # %%
 if validation:
-    worst = np.argsort(baseline_scores)[:6]
-    probabilities, letterboxes, true_masks = zip(*[validation.read(index) for index in worst])
-    figure = plot_cases(
-        [read_image(validation.cases[index].image, window=train.window) for index in worst],
-        true_masks,
-        [make_mask(*pair, baseline) for pair in zip(probabilities, letterboxes)],
-        titles=[f"{validation.cases[index].image_id}: {baseline_scores[index]:.3f}" for index in worst],
-    )
-    display(keep_figure(figure, run_dir, "4 The worst cases, plain threshold"))
+    figure = plot_errors(validation, pick_cases(baseline_scores), baseline, window=train.window)
+    display(keep_figure(figure, run_dir, "4 Worst, middle and best cases, plain threshold"))
 
 # %% [markdown]
-# True masks green, predictions magenta.
+# ## The threshold
 #
-# ## What helps?
-#
-# From the plain threshold on, one change at a time: another threshold, smoothing, hole filling, the largest
-# component, a minimum area. The best change is taken if the 95 % bootstrap interval of its gain, paired image
-# by image, lies above zero, and the search goes on from there. The table shows what each change alone is
-# worth. Search and table look at images of at most 512 pixels (or twice the network's), made smaller where
-# they are larger; all other scores are at each image's own size.
+# Dice by the threshold, with its 95 % interval over images. *What to look for:* the curve is flat around ½;
+# where its top is no higher than the band is wide, the place of the top is luck.
 
 # %%
 if validation:
     small = validation.shrink()
-    chosen = choose_postprocess(small.score_each, baseline)
-    rows = tabulate_choice(small.score_each, baseline, chosen)
-    display(table(rows), keep_figure(plot_gains(rows), run_dir, "4 What each post-processing is worth"))
+    rows = tabulate_thresholds(small.score_each, baseline)
+    display(keep_figure(plot_thresholds(rows, config.threshold), run_dir, "4 Dice by threshold"))
+
+# %% [markdown]
+# ## From probability to mask
+#
+# One case on its way, with all steps switched on to see them: smoothing, threshold, then holes filled and the
+# largest piece kept. Whether they help is decided below, on all cases.
+
+# %%
+if validation:
+    steps = replace(baseline, smoothing=0.01, fill_holes=True, keep_largest_component=True)
+    shown = choose_step_case(baseline_scores, validation.score(steps))
+    figure = plot_steps(validation, shown, steps, window=train.window)
+    display(keep_figure(figure, run_dir, "4 From probability to mask"))
+
+# %% [markdown]
+# ## What helps?
+#
+# From the plain threshold on, one change at a time: another threshold, smoothing, hole filling, the largest
+# component, a minimum area. The best change is taken if the 95 % bootstrap interval of its gain, paired image
+# by image, lies above zero, and the search goes on from there.
+#
+# A choice scored on the images that made it looks too good. So each fold is scored with the choice of the
+# *other* folds (with a single fold, each fifth of its images with the choice of the others): the
+# **cross-fitted** score, the one to trust. Where it is lower than that of the plain threshold, the choice
+# does not carry over, and the plain threshold is applied. To keep a step only if validation improves is an
+# idea of [nnU-Net](https://doi.org/10.1038/s41592-020-01008-z).
+
+# %%
+if validation:
+    found = choose_postprocess(small.score_each, baseline)
+    choices = choose_without(small.score_each, baseline, validation.folds)
+    fitted_scores = score_own(validation.score_each, choices)
+    chosen, honest_scores = keep_if_earned(found, fitted_scores, baseline, baseline_scores)
+    if chosen != found:
+        print(f"not applied: {found}, which cross-fitted lowers Dice to {fitted_scores.mean():.4f}")
 else:
     chosen = read_choice(run_dir / "postprocess.json", otherwise=baseline)
     if not (run_dir / "postprocess.json").is_file():
@@ -159,21 +208,20 @@ else:
 print(f"post-processing: {chosen}")
 
 # %% [markdown]
-# ## The score to trust
-#
-# A choice scored on the images that made it looks too good. So each fold is scored once more with the
-# choice of the *other* folds (with a single fold, each fifth of its images with the choice of the others).
+# What each change alone is worth. Search, table and the threshold's curve look at images of at most 512
+# pixels (or twice the network's), made smaller where they are larger; all other scores are at each image's
+# own size.
 
 # %%
 if validation:
-    choices = choose_without(small.score_each, baseline, validation.folds)
-    fitted_scores = score_own(validation.score_each, choices)
+    rows = tabulate_choice(small.score_each, baseline, chosen)
     choice_scores = {
         "baseline": summarize(baseline_scores),
         "chosen": summarize(validation.score(chosen)),
-        "cross-fitted": summarize(fitted_scores),
+        "cross-fitted": summarize(honest_scores),
     }
     write_json({"chosen": vars(chosen), "scores": choice_scores, "table": rows}, run_dir / "postprocess.json")
+    display(keep_figure(plot_gains(rows), run_dir, "4 What each post-processing is worth"))
     display(table([{"": name, **score} for name, score in choice_scores.items()]))
 
 # %% [markdown]
@@ -198,20 +246,47 @@ mask_dir = out_dir / "predicted_masks"
 if test:
     predictors = [load_predictor(*member, test) for member in members]
     with lock_folder(out_dir):
-        write_masks(predict_masks(predictors, chosen), mask_dir)
+        agreements = write_masks(predict_masks(predictors, chosen), mask_dir)
         write_submission(out_dir / "submission.csv", read_masks(mask_dir), test.cases, config)
 
 # %% [markdown]
-# Predictions magenta; true masks green, where they are known: a contest hides those of its test images, the
-# phantom's are in `test_masks/` next to it.
+# ## Which predictions to doubt
+#
+# Without true masks, these tell: what hardly any training mask is (empty, tiny, huge, in many pieces, at the
+# border), and networks that disagree. *Agreement* is the mean Dice of each network's mask with that of their
+# mean, 1 for a single network ([Roy et al. 2019](https://doi.org/10.1016/j.neuroimage.2019.03.042)). The most
+# suspicious images come first; `suspects.csv` has all.
+
+# %%
+if test:
+    typical = measure_masks(train.cases) if validation else []
+    found = {name: measure_mask(mask) for name, mask in read_masks(mask_dir)}
+    found = {name: row | {"agreement": agreements[name]} for name, row in found.items()}
+    suspects = rank_suspects(found, typical)
+    write_csv(suspects, out_dir / "suspects.csv")
+    display(table(suspects, max_rows=10))
+
+# %% [markdown]
+# The first four of them, and where networks and mirrored images disagree. *What to look for:* a bright rim is
+# a border that is not sharp; a bright region is one that some networks see and others do not.
+
+# %%
+if test:
+    figure = plot_uncertainty(predictors, suspects[:4], mask_dir)
+    display(figure if config.predict_folder else keep_figure(figure, run_dir, "4 Where networks disagree"))
+
+# %% [markdown]
+# Test images from the most suspicious to the least. Predictions magenta; true masks green, where they are
+# known: a contest hides those of its test images, the phantom's are in `test_masks/` next to it.
 
 # %%
 true_masks = None
 if test:
     if not config.predict_folder:
         true_masks = find_true_masks(Path(config.data_root), test.cases)
-    first = test.cases[: 48 if config.predict_folder else 6]
-    figure = plot_predictions(first, mask_dir, window=test.window, true_masks=true_masks)
+    shown = spread_out([row["image_id"] for row in suspects], 48 if config.predict_folder else 6)
+    cases = [case for name in shown for case in test.cases if case.image_id == name]
+    figure = plot_predictions(cases, mask_dir, window=test.window, true_masks=true_masks)
     with atomic_path(out_dir / "examples.png") as partial:
         figure.savefig(partial, dpi=110, bbox_inches="tight")
     display(figure if config.predict_folder else keep_figure(figure, run_dir, "4 Test images"))
@@ -220,14 +295,17 @@ if test:
 # ## Scores
 #
 # On validation, and on the test images where their masks are known, hard cases apart. Of several runs also
-# each one's own, on the same images, by the plain threshold: an average is worth having where it beats all.
+# each one's own, on the same images, by the plain threshold: an average is worth having where its gain over
+# each of them, paired image by image, is more than chance.
 
 # %%
 scores = {}
 if validation:
-    scores = {"validation, plain threshold": baseline_scores, "validation, cross-fitted": fitted_scores}
+    scores = {"validation, plain threshold": baseline_scores, "validation, cross-fitted": honest_scores}
     for (member, _), own in zip(members if config.runs else [], each):
-        scores[f"validation, {member.run} alone"] = own.score(baseline)
+        scores[f"validation, plain, {member.run} alone"] = own.score(baseline)
+        gain = describe_gain(baseline_scores - own.score(baseline))
+        print(f"the mean over {member.run} alone, plain threshold: {gain}")
 if true_masks:
     test_scores = score_masks(mask_dir, true_masks)
     hard = {image_id for image_id, kind in read_kinds(true_masks.parent).items() if kind != "plain"}
@@ -252,6 +330,19 @@ if test:
     print(f"masks in {mask_dir}, a picture of them in {out_dir / 'examples.png'}")
     print(f"{out_dir}/{checked}")
 
+# %% [markdown]
+# A run-length code says where runs of foreground start and how long they are, pixels numbered as below. That
+# is what the file holds, here its first row:
+
+# %%
+if test:
+    drawn = np.array([[0, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 1, 0, 0]], bool)
+    display(keep_figure(plot_code(drawn, config), run_dir, "4 The code of a small mask"))
+    print(*[line[:90] for line in (out_dir / "submission.csv").read_text().splitlines()[:2]], sep="\n")
+
+# %% [markdown]
+# The report begins with the result and ends with the figures of all four notebooks.
+
 # %%
 if validation:
     write_cases(run_dir, validation, chosen, train.window)
@@ -261,3 +352,13 @@ if validation:
     for name, reason in summary["failed"].items():
         print(f"FAILED in its last try: {name}, {reason}")
     print(f"report: {write_report(run_dir)}")
+
+# %% [markdown]
+# ## Summary
+#
+# Masks are cut at each image's own size; a step between probability and mask is taken only on evidence, and
+# the score to trust is that of a choice made on other images. Test images have no masks, but they have
+# suspects.
+#
+# **Two questions.** Why is the cross-fitted score usually a little lower than the chosen one, and which of
+# the two would you tell a colleague? And which suspects would you look at before you submit?

@@ -118,8 +118,13 @@ def test_runs_on_other_images_are_left_out_and_on_other_masks_refused(repository
     comparison = compare(entries)
     assert [row["name"] for row in comparison.rows] == ["a"]
     assert comparison.notes[0] == "left out: half, which was scored on 30 images that are not the 60 of a"
-    with pytest.raises(ValueError, match="left out: half"):
-        compare_runs("a", "half")
+    on_common = compare_runs("a", "half", "a")
+    assert [row["images"] for row in on_common.rows] == [30] * 3
+    assert on_common.notes[0] == "compared on the 30 images that all runs predicted in validation, of 60"
+    assert on_common.rows[0]["dice"] == pytest.approx(np.mean([dice[name] for name in IDS[1::2]]))
+    write_run(repository, "rest", dice, folds=[0])
+    with pytest.raises(ValueError, match="half, rest have no validation image in common; compare runs of"):
+        compare_runs("half", "rest")
     write_run(repository, "corrected", dice, mask="another")
     with pytest.raises(ValueError, match="corrected and .*runs/a were trained on different data"):
         compare_runs("a", "corrected")

@@ -536,7 +536,7 @@ def test_names_that_are_not_utf8_are_shown_with_escapes_and_crash_nothing(latin,
         problems(latin)["warning", "Test/Image"]
         == "names that are not UTF-8, or hold a carriage return: t\\xe9st (1)"
     )
-    write_masks([(case.image_id, EMPTY > 0)], tmp_path / "masks")
+    write_masks([(case.image_id, EMPTY > 0, 1.0)], tmp_path / "masks")
     write_submission(tmp_path / "submission.csv", read_masks(tmp_path / "masks"), [case], A0)
     assert (tmp_path / "submission.csv").read_text() == "ID,Mask\nt\\xe9st,\n"
     with pytest.raises(ValueError, match=r"t\\xe9st.jpg"):
@@ -550,7 +550,7 @@ def cut(path):
 
 
 def test_a_name_of_251_bytes_goes_through(tmp_path):
-    write_masks([("x" * 251, REGION)], tmp_path)
+    write_masks([("x" * 251, REGION, 1.0)], tmp_path)
     ((image_id, mask),) = read_masks(tmp_path)
     assert image_id == "x" * 251 and np.array_equal(mask, REGION)
 

@@ -192,7 +192,7 @@ def test_a_finished_fold_keeps_no_states_and_the_pictures_of_two_epochs(make_run
     config, run_dir = make_run("tidy", n_folds=1, epochs=4)
     train_folds(config, run_dir)
     fold_dir = run_dir / "fold0"
-    assert list_pictures(fold_dir) == ["epoch_1", "epoch_4"]
+    assert list_pictures(fold_dir) == ["epoch_1", "epoch_2", "epoch_4"]
     assert (fold_dir / "last.pth").stat().st_size < 20_000
     weights, oof = ((fold_dir / name).read_bytes() for name in ("best_unet_model.pth", "oof.npz"))
     (fold_dir / "oof.npz").unlink()  # as its error advises where it is damaged
@@ -299,7 +299,7 @@ def test_out_of_fold_predictions_are_by_the_weights_kept(phantom, make_run, monk
     kept = OutOfFold([run_dir / "fold0" / "oof.npz"], find_cases(phantom, "train", A0))
     dataset = make_dataset(config, "train")
     dataset.cases = kept.cases
-    again = [probability for _, probability, _ in predict_cases([Predictor([model], dataset, config.tta)])]
+    again = [found.probability for found in predict_cases([Predictor([model], dataset, config.tta)])]
     assert np.abs(kept.probabilities / 255 - np.array(again)).max() <= 0.5 / 255 + 1e-5
 
 
@@ -557,7 +557,7 @@ def test_a_case_is_predicted_by_the_network_that_did_not_see_it(run):
     index = len(validation.cases) - 1
     dataset = make_dataset(config, "train")
     dataset.cases = [validation.cases[index]]
-    ((_, expected, letterbox),) = predict_cases([Predictor([models[1]], dataset, "flips")])
+    ((_, expected, letterbox, _),) = predict_cases([Predictor([models[1]], dataset, "flips")])
     probability, own_letterbox, true_mask = validation.read(index)
     assert np.abs(probability - expected).max() <= 0.5 / 255 + 1e-5
     assert own_letterbox == letterbox and true_mask.shape == letterbox.original_size
@@ -590,20 +590,20 @@ def test_each_test_image_gets_its_own_prediction(run):
     config, run_dir = run
     dataset, (model, _) = make_dataset(config, "test"), load_folds(config, run_dir)
     predictions = list(predict_cases([Predictor([model], dataset)], batch_size=3))
-    assert [case for case, _, _ in predictions] == dataset.cases
-    for index, (_, probability, letterbox) in enumerate(predictions):
+    assert [found.case for found in predictions] == dataset.cases
+    for index, (_, probability, letterbox, agreement) in enumerate(predictions):
         image, _, own_letterbox = dataset[index]
         assert np.allclose(probability, predict_probabilities(model, image[None])[0], atol=0.01)
-        assert letterbox == own_letterbox
+        assert letterbox == own_letterbox and agreement == 1  # of a single network
 
 
 def test_test_masks_are_of_the_mean_and_of_the_image_size(run):
     config, run_dir = run
     dataset, models = make_dataset(config, "test"), load_folds(config, run_dir)
     chosen = PostProcess(threshold=0.4)
-    masks = dict(predict_masks([Predictor(models, dataset, "flips")], chosen))
+    masks = {name: mask for name, mask, _ in predict_masks([Predictor(models, dataset, "flips")], chosen)}
     first, second = (list(predict_cases([Predictor([model], dataset, "flips")])) for model in models)
-    for (case, one, letterbox), (_, other, _) in zip(first, second, strict=True):
+    for (case, one, letterbox, _), (_, other, _, _) in zip(first, second, strict=True):
         expected = make_mask((one + other) / 2, letterbox, chosen)
         assert masks[case.image_id].shape == expected.shape == letterbox.original_size
         assert np.mean(masks[case.image_id] != expected) < 0.001

@@ -151,7 +151,7 @@ def assert_same(folder: Path, run: str) -> None:
         weights = [state.get("state_dict") or state["learner"]["model"] for state in states]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0]), name
     histories = [
-        [{key: value for key, value in row.items() if key != "seconds"} for row in read_history(path)]
+        [{key: value for key, value in row.items() if "seconds" not in key} for row in read_history(path)]
         for path in (first, second)
     ]
     assert histories[0] == histories[1]

@@ -46,7 +46,10 @@ IMPORTS = {
     "check": {"arguments", "config", "contest", "data", "files", "folders", "masks", "paths", "split"}
     | {"tables", "transforms"},
     "explore": {"data", "metrics", "transforms"},
-    "plots": {"data"},
+    "diagnose": {"config", "data", "losses", "metrics", "model", "postprocess"},
+    "plots": {"data", "metrics"},
+    "plots_results": {"config", "contest", "data", "metrics", "plots", "postprocess", "predict"}
+    | {"schedule", "submission"},
     "page": {"files", "plots"},
     "report": {"config", "data", "files", "metrics", "page", "plots", "postprocess", "predict", "train"},
     "fingerprint": {"data", "files"},

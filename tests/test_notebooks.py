@@ -140,7 +140,7 @@ def run(workplace, small):
 
 def test_the_notebooks_write_every_artifact_of_a_run(run):
     expected = ["config.json", "data_check.csv", "cases.csv", "round_trip.csv", "postprocess.json"]
-    expected += ["submission.csv", "summary.json", "scores.csv", "report.html"]
+    expected += ["submission.csv", "summary.json", "scores.csv", "suspects.csv", "report.html"]
     of_fold = ("best_unet_model.pth", "history.csv", "oof.npz", "val_outputs/epoch_1", "val_outputs/epoch_2")
     expected += [f"fold{k}/{name}" for k in (0, 1) for name in of_fold]
     assert [name for name in expected if not (run / name).exists()] == []
@@ -249,12 +249,12 @@ def test_04_averages_runs_into_one_of_their_own(workplace, run, phantom):
     both = run.with_name("both")
     assert not list(both.glob("fold*")) and (both / "04_postprocess_submit.ipynb").is_file()
     scores, own = (json.loads((path / "summary.json").read_text())["scores"] for path in (both, run))
-    assert scores["validation, 007 alone"] == own["validation, plain threshold"]
-    assert scores["validation, 48 alone"]["n"] == scores["validation, cross-fitted"]["n"] == 24
+    assert scores["validation, plain, 007 alone"] == own["validation, plain threshold"]
+    assert scores["validation, plain, 48 alone"]["n"] == scores["validation, cross-fitted"]["n"] == 24
     assert len({score["dice"] for score in scores.values()}) >= 4
     report = (both / "report.html").read_text()
     assert "The mean of several runs" in report and "<p>Of 007,48; each one" in report
-    assert "validation, 007 alone" in report and "valid: each test image once" in report
+    assert "validation, plain, 007 alone" in report and "valid: each test image once" in report
     assert "Training</h2>" not in report
     # New images by the average of the same runs, as decided for them.
     arguments = ["--only", "04_postprocess_submit", "-r", "run", "both"]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_image
-from matplotlib.colors import to_hex
 
 from ctseg.data import Case
 from ctseg.plots import (
@@ -16,11 +15,9 @@ from ctseg.plots import (
     plot_cases,
     plot_colors,
     plot_distributions,
-    plot_gains,
     plot_history,
     plot_predictions,
     plot_round_trip,
-    plot_scores,
     table,
 )
 
@@ -89,12 +86,12 @@ def test_predictions_are_drawn_from_files_thinned_out_and_empty_ones_named(tmp_p
             save_image(tmp_path / folder / f"{case.image_id}.png", mask)
     figure = plot_predictions(cases, tmp_path / "predicted", true_masks=tmp_path / "true")
     draw(figure)
-    assert [axis.get_title() for axis in figure.axes] == ["a: empty", "b"]
+    assert [axis.get_title() for axis in figure.axes] == ["a, empty, Dice 0.000", "b, Dice 1.000"]
     assert [axis.images[0].get_array().shape[:2] for axis in figure.axes] == [(600, 450)] * 2
     assert count_outlines(figure) == [1, 2]
     assert count_outlines(plot_predictions(cases, tmp_path / "predicted")) == [0, 1]
     figure = plot_predictions(cases, tmp_path / "full")
-    assert [axis.get_title() for axis in figure.axes] == ["a: all of it", "b: all of it"]
+    assert [axis.get_title() for axis in figure.axes] == ["a, all of it", "b, all of it"]
 
 
 def test_images_alone_are_drawn_without_outlines_in_a_grid():
@@ -118,23 +115,6 @@ def test_a_batch_is_drawn_with_its_targets_outlined_at_a_half():
     assert count_outlines(figure) == [1, 0]
 
 
-def test_the_chosen_gain_is_filled_and_each_has_its_interval():
-    rows = [
-        {"postprocess": "plain", "gain": 0.0, "gain_low": 0.0, "gain_high": 0.0, "chosen": False},
-        {"postprocess": "smooth", "gain": 0.02, "gain_low": 0.01, "gain_high": 0.04, "chosen": True},
-        {"postprocess": "fill", "gain": -0.01, "gain_low": -0.02, "gain_high": 0.0, "chosen": False},
-    ]
-    figure = plot_gains(rows)
-    draw(figure)
-    (axis,) = figure.axes
-    assert [text.get_text() for text in axis.get_yticklabels()] == ["plain", "smooth", "fill"]
-    fills = [to_hex(bars.lines[0].get_markerfacecolor()) for bars in axis.containers]
-    assert fills == [to_hex("white"), to_hex(COLORS[0]), to_hex("white")]
-    spreads = [bars.lines[2][0].get_segments()[0][:, 0].tolist() for bars in axis.containers]
-    expected = [(row["gain_low"], row["gain_high"]) for row in rows]
-    assert [value for spread in spreads for value in spread] == pytest.approx(np.ravel(expected).tolist())
-
-
 def test_a_history_is_drawn_in_one_color_per_fold():
     history = [
         {
@@ -156,6 +136,8 @@ def test_a_history_is_drawn_in_one_color_per_fold():
     (line,) = plot_history({0: history * 50}, panels=["validation Dice"]).axes[0].lines
     assert line.get_marker() in ("", "None")
     assert [text.get_text() for text in rates.get_legend().get_texts()] == ["fold 0", "fold 3"]
+    rings = plot_history({0: history}, kept={0: 2}, panels=["validation Dice"]).axes[0].lines[1]
+    assert (list(rings.get_xdata()), list(rings.get_ydata()), rings.get_marker()) == ([2], [0.2], "o")
     assert list(losses.lines[1].get_ydata()) == [2, 1] and list(rates.lines[0].get_xdata()) == [1, 2]
 
 
@@ -171,14 +153,6 @@ def test_descriptions_are_drawn_as_histograms_of_all_rows():
     colors = plot_colors([ROW, ROW])
     assert [len(axis.get_legend().get_texts()) for axis in colors.axes] == [3, 3]
     draw(colors)
-
-
-def test_scores_are_drawn_with_their_mean():
-    figure = plot_scores(np.array([0.2, 0.4]))
-    (axis,) = figure.axes
-    assert sum(bar.get_height() for bar in axis.patches) == 2
-    assert axis.lines[0].get_xdata()[0] == pytest.approx(0.3)
-    draw(figure)
 
 
 def test_small_numbers_keep_digits_and_no_rows_have_a_text():

@@ -11,6 +11,7 @@ from ctseg.postprocess import (
     choose_postprocess,
     choose_without,
     fill_holes,
+    keep_if_earned,
     keep_largest_component,
     make_mask,
     make_probability,
@@ -161,3 +162,13 @@ def test_the_chosen_one_is_in_the_table_though_two_changes_away():
     rows = tabulate_choice(make_scorer([FILLED] * 20), BASELINE, chosen)
     assert rows[0]["postprocess"] == "threshold 0.5" and rows[0]["gain"] == 0
     assert [row["postprocess"] for row in rows if row["chosen"]] == ["threshold 0.4 + fill_holes"]
+
+
+def test_what_loses_where_it_was_not_chosen_is_not_applied():
+    steps, plain = PostProcess(min_area=0.01), PostProcess()
+    low, high = np.array([0.1, 0.9]), np.array([0.2, 0.9])
+    chosen, scores = keep_if_earned(steps, low, plain, high)
+    assert chosen == plain and scores is high
+    for fitted in (high, low):
+        chosen, scores = keep_if_earned(steps, fitted, plain, low)
+        assert chosen == steps and scores is fitted

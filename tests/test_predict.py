@@ -27,7 +27,10 @@ from ctseg.predict import (
     ORIENTATIONS,
     OutOfFold,
     Predictor,
+    measure_agreement,
+    measure_spread,
     predict_cases,
+    predict_each,
     predict_masks,
     predict_probabilities,
     read_masks,
@@ -162,7 +165,7 @@ def test_masks_that_are_written_are_read_back(of_each_kind, tmp_path):
     cases = find_cases(of_each_kind, "train", A0)
     masks = {case.image_id: read_mask(case.mask) for case in cases}
     assert [mask.sum() for mask in masks.values()] == [0, 1200, 70, 70, 70, 70]
-    write_masks(masks.items(), tmp_path / "masks")
+    write_masks([(*item, 1.0) for item in masks.items()], tmp_path / "masks")
     again = list(read_masks(tmp_path / "masks"))
     assert [image_id for image_id, _ in again] == sorted(masks)
     for image_id, mask in again:
@@ -172,7 +175,7 @@ def test_masks_that_are_written_are_read_back(of_each_kind, tmp_path):
 def test_masks_of_an_earlier_prediction_are_removed(tmp_path):
     for name in ("a", "old"):
         save_image(tmp_path / f"{name}.png", 255 * REGION)
-    write_masks([("a", REGION == 0), ("b", REGION == 1)], tmp_path)
+    write_masks([("a", REGION == 0, 1.0), ("b", REGION == 1, 0.5)], tmp_path)
     assert [image_id for image_id, _ in read_masks(tmp_path)] == ["a", "b"]
     assert np.unique(read_mask_values(tmp_path / "a.png")).tolist() == [0, 255]
     assert np.array_equal(read_mask(tmp_path / "a.png"), REGION == 0)
@@ -182,7 +185,7 @@ def test_a_prediction_that_fails_removes_nothing(tmp_path):
     save_image(tmp_path / "a.png", 255 * REGION)
 
     def fail():
-        yield "b", REGION == 1
+        yield "b", REGION == 1, 1.0
         raise MemoryError
 
     with pytest.raises(MemoryError):
@@ -192,7 +195,7 @@ def test_a_prediction_that_fails_removes_nothing(tmp_path):
 
 def test_a_repeated_prediction_is_refused(tmp_path):
     with pytest.raises(ValueError, match="prediction for 'a', which is repeated"):
-        write_masks([("a", REGION == 0), ("a", REGION == 1)], tmp_path)
+        write_masks([("a", REGION == 0, 1.0), ("a", REGION == 1, 1.0)], tmp_path)
 
 
 # A network that finds 0.6 everywhere: a lower threshold takes all, a higher one nothing.
@@ -296,9 +299,46 @@ def test_test_images_are_predicted_by_the_mean_of_runs_as_validation_is(tiny):
     ]
     ours = list(predict_cases(predictors, batch_size=3))
     each = [list(predict_cases([predictor])) for predictor in predictors]
-    for (case, probability, letterbox), (_, first, small), (_, second, large) in zip(ours, *each):
-        assert letterbox == large and case.image_id.startswith("case_")
+    for (case, probability, letterbox, agreement), (_, first, small, _), (_, second, large, _) in zip(
+        ours, *each
+    ):
+        assert 0 < agreement <= 1 and letterbox == large and case.image_id.startswith("case_")
         assert np.allclose(probability, (small.transfer(first, large) + second) / 2)
+
+
+def test_networks_agree_by_the_dice_of_each_ones_mask_with_that_of_the_mean():
+    left, top = np.zeros((4, 4), np.float32), np.zeros((4, 4), np.float32)
+    left[:, :2], top[:2] = 1, 1
+    mean = np.full((4, 4), 0.4, np.float32)
+    mean[:2, :2] = 1  # a mask of 4 pixels; the others have 8
+    assert measure_agreement([[left, top]], [mean]) == pytest.approx(2 * 4 / 12)
+    assert measure_agreement([[left], [mean]], [left, mean]) == 1
+    assert measure_agreement([[left * 0, top * 0]], [mean * 0]) == 1  # nothing is found by any
+    assert measure_agreement([[left, top]], [mean * 0]) == 0
+
+
+def test_disagreement_is_the_deviation_over_networks_and_orientations(tiny):
+    dataset = SegmentationDataset(find_cases(tiny, "train", A0), EvalTransform(32))
+    networks = [make_constant_model(logit) for logit in (-50, 50)]
+    halves = measure_spread([Predictor(networks, dataset)], 0)
+    assert halves.shape == (30, 40) and np.allclose(halves, 0.5)
+    one_run_each = [
+        Predictor([network], SegmentationDataset(dataset.cases, EvalTransform(size)))
+        for network, size in zip(networks, (32, 64))
+    ]
+    assert np.allclose(measure_spread(one_run_each, 0), 0.5)
+    assert np.allclose(measure_spread([Predictor(networks[:1], dataset)], 0), 0)
+    # A network that knows where it looks disagrees with itself in a mirror.
+    assert measure_spread([Predictor([Brightness()], dataset)], 0).max() > 0.1
+    each = predict_each([Brightness()] * 2, dataset[0][0][None])
+    assert each.shape == (8, 1, 32, 32) and np.array_equal(each[:4], each[4:])
+    mean = predict_probabilities(Brightness(), dataset[0][0][None], tta="flips").numpy()
+    assert np.allclose(each.mean(axis=0), mean, atol=1e-6)
+
+
+def test_the_agreement_of_each_image_is_returned_with_its_mask_written(tmp_path):
+    found = write_masks([("a", REGION == 0, 1.0), ("b", REGION == 1, 0.5)], tmp_path)
+    assert found == {"a": 1.0, "b": 0.5}
 
 
 def test_small_images_stay_as_they_are_for_the_choice(out_of_fold):
@@ -335,8 +375,8 @@ def test_large_images_are_smaller_for_the_choice_and_score_alike(large, monkeypa
 @pytest.mark.parametrize("image_id", [printable("a\rb"), "a\nb", "münchen", "l\\xe9sion"])
 def test_odd_ids_come_back_from_masks_and_the_submission(image_id, tmp_path):
     image = save_image(tmp_path / "image.png", np.zeros((3, 4, 3), np.uint8))
-    write_masks([(image_id, np.eye(3, 4, dtype=bool))], tmp_path / "masks")
-    write_masks([(image_id, np.eye(3, 4, dtype=bool))], tmp_path / "true")
+    write_masks([(image_id, np.eye(3, 4, dtype=bool), 1.0)], tmp_path / "masks")
+    write_masks([(image_id, np.eye(3, 4, dtype=bool), 1.0)], tmp_path / "true")
     write_submission(tmp_path / "s.csv", read_masks(tmp_path / "masks"), [Case(image_id, image)], A0)
     assert score_masks(tmp_path / "masks", tmp_path / "true") == {image_id: 1.0}
 
@@ -361,7 +401,7 @@ def test_every_reader_knows_what_is_background_in_the_set(lifted, tmp_path):
     assert evaluate_model(model, training_set, threshold=0.5).tolist() == [0, 1, 0, 0]
     write_oof(tmp_path / "oof.npz", model, training_set)
     assert OutOfFold([tmp_path / "oof.npz"], cases).score(PostProcess()).tolist() == [0, 1, 0, 0]
-    write_masks(masks.items(), tmp_path / "masks")
+    write_masks([(*item, 1.0) for item in masks.items()], tmp_path / "masks")
     assert set(score_masks(tmp_path / "masks", lifted / "Train/Mask").values()) == {1.0}
     assert [row["mask_area"] for row in describe_cases(cases)] == [mask.mean() for mask in masks.values()]
     (lifted / "train.csv").write_text(f"ID,Mask\ncase_1,\ncase_0,{encode_rle(masks['case_0'], A0)}\n")

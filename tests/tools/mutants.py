@@ -647,7 +647,7 @@ FAULTS = [
         "if dataset.window and not deep:",
         "if False:",
     ),
-    ("empty predictions not named", "plots", '{0: ": empty", ', "{"),
+    ("empty predictions not named", "plots", '{0: ", empty", ', "{"),
     ("a format kept before it was checked", "runs", '"window_high", *CONTEST_FACTS)', '"window_high")'),
     (
         "a sample of several rows for an image",
