@@ -142,8 +142,10 @@ def _read_average(runs: str, parameters: Mapping[str, Any], stored: Mapping[str,
             settings.
     """
     names = _split_names(runs)
-    if not names:
-        raise ValueError(f"parameter runs: got {runs!r}, expected names of trained runs, as in a,b")
+    if len(names) < 2:
+        raise ValueError(
+            f"parameter runs: got {runs!r}, expected the names of two trained runs or more, as in a,b"
+        )
     run = str(parameters.get("run") or _name_average(names))
     for name in names:
         if not is_begun(find_run_dir(name)):
@@ -239,7 +241,7 @@ def _find_data(config: Config) -> Path:
         if last or begun or not _may_use_phantom(config):
             raise
         root = find_data_root("phantom", config)
-    if _is_phantom(root):
+    if _is_phantom(root) and not begun:
         print("DATA: the synthetic phantom; data_root names your own", flush=True)
     return root
 

@@ -188,7 +188,7 @@ def list_pictures(fold_dir):
     return sorted(path.name for path in fold_dir.glob("val_outputs/*"))
 
 
-def test_a_finished_fold_keeps_no_states_and_the_pictures_of_two_epochs(make_run):
+def test_a_finished_fold_keeps_no_states_and_the_pictures_of_three_epochs(make_run):
     config, run_dir = make_run("tidy", n_folds=1, epochs=4)
     train_folds(config, run_dir)
     fold_dir = run_dir / "fold0"
