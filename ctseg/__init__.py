@@ -36,8 +36,9 @@ Before and after:
     split.py        near-duplicates, groups and folds
     tables.py       what the contest's own tables say of its submission
     check.py        the data check: every problem in one table
-    explore.py      the tables of notebooks 01 and 02
-    plots.py        figures and tables
+    explore.py      the measures of notebooks 01 and 02
+    plots.py        one look for all figures; tables
+    plots_data.py   the figures of notebooks 01 and 02
     page.py         a page in one file, with its pictures
     report.py       a run's summary and its report
 

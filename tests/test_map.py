@@ -45,8 +45,9 @@ IMPORTS = {
     "tables": {"contest", "data", "folders", "submission"},
     "check": {"arguments", "config", "contest", "data", "files", "folders", "masks", "paths", "split"}
     | {"tables", "transforms"},
-    "explore": {"data", "metrics", "transforms"},
+    "explore": {"augment", "config", "data", "folders", "metrics", "split", "transforms"},
     "plots": {"data"},
+    "plots_data": {"explore", "metrics", "plots", "transforms"},
     "page": {"files", "plots"},
     "report": {"config", "data", "files", "metrics", "page", "plots", "postprocess", "predict", "train"},
     "fingerprint": {"data", "files"},
