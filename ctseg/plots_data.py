@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from ctseg.explore import Example, average_channels, find_difference, make_round_trip
+from ctseg.explore import Example, average_channels, find_difference, make_round_trips
 from ctseg.metrics import dice_score
 from ctseg.plots import COLORS, PREDICTED, TRUE, new_axes, plot_cases, show_case
 from ctseg.transforms import ResizeAndPad
@@ -18,7 +19,7 @@ _EARLY = COLORS[4]  # the outline of a mask that was thresholded early
 _CHANNEL_COLORS = {"red": COLORS[5], "green": COLORS[2], "blue": COLORS[0]}
 # Of a pixel by what the true mask and the prediction say: neither, true, predicted, both.
 _PIXELS = {
-    "right: background": "#ffffff",
+    "background, right": "#ffffff",
     "missed": COLORS[1],
     "too much": COLORS[3],
     "common": COLORS[0],
@@ -62,7 +63,7 @@ def plot_dice(true_mask: np.ndarray, pred_masks: Mapping[str, np.ndarray]) -> Fi
 
 def plot_sizes(train: Sequence[Mapping], test: Sequence[Mapping], target_size: int) -> Figure:
     """Width and height of `describe_cases`' rows, larger marks for more images, and the network's square."""
-    figure, (axis,) = new_axes(1, columns=1, size=5.6, height=4.8)
+    figure, (axis,) = new_axes(1, columns=1, size=7.4, height=4.2)
     for name, rows, marker, fill in (("training", train, "o", COLORS[0]), ("test", test, "s", "none")):
         pairs = np.array([(row["width"], row["height"]) for row in rows]).reshape(-1, 2)
         sizes, counts = np.unique(pairs, axis=0, return_counts=True)
@@ -88,7 +89,9 @@ def plot_average_mask(average: np.ndarray) -> Figure:
     figure, (axis,) = new_axes(1, columns=1, size=4.4, height=3.6)
     drawn = axis.imshow(average, cmap="viridis", vmin=0, extent=(0, 1, 1, 0))
     axis.set(xlabel="share of the width", ylabel="share of the height")
-    figure.colorbar(drawn, label="share of masks")
+    bar = figure.colorbar(drawn)
+    bar.set_label("share of masks", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
     return figure
 
 
@@ -104,14 +107,18 @@ def plot_areas(descriptions: Sequence[Mapping], border_costs: Sequence[Mapping],
     if n_empty < len(areas):
         low, high = areas[areas > 0].min(), areas.max()
         counts.hist(areas[areas > 0], bins=np.geomspace(0.9 * low, 1.1 * high, 31))
-    counts.set(ylabel="masks", title=f"{len(areas) - n_empty} masks; {n_empty} empty ones are not drawn")
+    counts.set_ylabel("masks")
+    empty = f"; {n_empty} more are empty" if n_empty else ""
+    counts.set_title(f"{len(areas) - n_empty} masks{empty}", fontsize=9)
     for name, text, marker in (("grown", "one pixel too large", "^"), ("shrunk", "one pixel too small", "v")):
         x, y = [100 * row["mask_area"] for row in border_costs], [row[f"dice_{name}"] for row in border_costs]
         costs.scatter(x, y, 14, marker=marker, alpha=0.6, linewidths=0, label=text)
-    costs.set(ylabel="Dice", title=f"a border that is one pixel off, of {target_size} × {target_size}")
+    costs.set_ylabel("Dice")
+    costs.set_title(f"border off by one of {target_size} pixels", fontsize=9)
     costs.legend(fontsize=8)
     for axis in (counts, costs):
         axis.set(xscale="log", xlabel="mask, % of the image")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
     return figure
 
@@ -168,7 +175,7 @@ def plot_channels(rows: Sequence[Mapping]) -> Figure:
         return write_sentence("There is no mask with a region and a background to tell apart.")
     figure, (axis,) = new_axes(1, columns=1, size=6, height=0.26 * len(rows) + 1)
     for place, row in enumerate(rows):
-        text = f" lower inside in {row['lower_inside']:.0%} of images"
+        text = f"lower inside in {100 * row['lower_inside']:.0f} % of images"
         axis.plot([0.5, row["auc"]], [place, place], color="lightgray", zorder=1)
         axis.plot(row["auc"], place, "o", color=COLORS[0])
         axis.annotate(text, (row["auc"], place), (5, 0), textcoords="offset points", va="center", fontsize=7)
@@ -193,12 +200,12 @@ def plot_undo(image: np.ndarray, mask: np.ndarray, target_size: int) -> Figure:
         mask: bool (H, W).
     """
     square, target, _ = ResizeAndPad(target_size)(image, mask)
-    late, early = make_round_trip(mask, target_size), make_round_trip(mask, target_size, early=True)
+    late, early = make_round_trips(mask, target_size)
     figure, axes = new_axes(4, columns=4, size=3.2, height=3.6)
     (height, width), side = mask.shape, max(12, max(mask.shape) // 8)
     show_case(axes[0], image, mask, None, f"the image, {width} × {height}")
     show_case(axes[1], square, target > 127, None, f"in its square, {target_size} × {target_size}")
-    show_case(axes[2], image, None, late, f"back at {width} × {height}")
+    show_case(axes[2], image, None, late, f"back at {width} × {height}, late threshold")
     zoom = find_difference(late, early, side)
     axes[3].imshow(image[zoom])
     outlines = {
@@ -226,7 +233,7 @@ def _draw_outline(axis: plt.Axes, mask: np.ndarray, color: str, style: str, line
 
 
 def plot_changes(changes: Mapping[str, Tensor]) -> Figure:
-    """Draw `show_changes`' random changes, two per row: the original and its two extremes, with targets."""
+    """Draw `show_changes`' random changes, two per row: the original and two draws, with targets."""
     if not changes:
         return write_sentence("This run changes nothing at random.")
     figure, axes = new_axes(3 * len(changes), columns=6, size=2.1, height=2.35)

@@ -139,7 +139,8 @@ keep_figure(figure, run_dir, "1 Sizes of training and test images")
 # %%
 outliers = find_outliers(descriptions, 12)
 examples = [read_example(train.cases[index], train.window) for index, _ in outliers]
-figure = plot_examples(examples, [f"{descriptions[index]['image_id']}\n{why}" for index, why in outliers])
+titles = [f"{train.cases[index].image_id}\n{why}" for index, why in outliers]
+figure = plot_examples(examples, titles)
 keep_figure(figure, run_dir, "1 The most unusual images")
 
 # %% [markdown]
@@ -160,7 +161,7 @@ keep_figure(plot_average_mask(average_masks(train.cases)), run_dir, "1 The mean 
 # ## How large regions are, and what a border costs
 #
 # Left, the masks' areas. Right, the same masks in the network's square, grown or shrunk by one pixel and
-# compared with themselves: about as well as a careful human draws them.
+# compared with themselves: an error that the eye hardly sees.
 
 # %%
 border_costs = tabulate_border_cost(pick_evenly(train.cases, 300), config.target_size)
@@ -169,7 +170,7 @@ keep_figure(figure, run_dir, "1 Mask areas and what a border costs")
 
 # %% [markdown]
 # *What to look for:* the left end. [Small regions](https://doi.org/10.1038/s41592-023-02150-0) lose the
-# most Dice by the same error, so they decide the mean; a larger `target_size` helps them first.
+# most Dice by the same error, so they pull the mean down; a larger `target_size` helps them most.
 #
 # ## Color and contrast: training against test
 #

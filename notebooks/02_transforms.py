@@ -16,6 +16,9 @@
 # reach at each square size.
 
 # %%
+from itertools import chain
+
+import numpy as np
 import torch
 
 from ctseg.augment import Augment, TrainTransform
@@ -75,7 +78,7 @@ keep_figure(plot_undo(image, mask, config.target_size), run_dir, "2 Into the squ
 # The network's input, with the targets outlined at ½.
 
 # %%
-titles = [f"{box.original_size} in {box.target_size}²" for box in letterboxes]
+titles = ["{1} × {0} pixels".format(*box.original_size) for box in letterboxes]
 squares = torch.cat([torch.stack(images), torch.stack(targets)], dim=1)  # uint8 (B, 4, S, S)
 original = to_float(squares)
 figure = plot_batch(original[:, :3], original[:, 3:], titles=titles)
@@ -87,8 +90,8 @@ keep_figure(figure, run_dir, "2 Images in their squares")
 #
 # ## One random change at a time
 #
-# Each change of this run alone: the original, and the two of 64 random draws that are farthest from it and
-# from each other. The grid shows how space bends: [elastic
+# Each change of this run alone: the original, and of 64 random draws the two that differ most, so that both
+# ends of the range show. The grid shows how space bends: [elastic
 # deformations](https://doi.org/10.1109/ICDAR.2003.1227801) imitate soft tissue, and
 # [U-Net](https://arxiv.org/abs/1505.04597) owed them much of its success with few images.
 
@@ -111,7 +114,7 @@ keep_figure(plot_changes(changes), run_dir, "2 One random change at a time")
 transform = TrainTransform(Augment(**config.augmentation()))
 batches = [transform(squares, make_generator(config.seed, draw)) for draw in range(3)]
 rows = [(original[:, :3], original[:, 3:]), *batches]
-titles = [f"{name}" for name in ("original", "batch 1", "batch 2", "batch 3") for _ in picks]
+titles = np.repeat(["original", "batch 1", "batch 2", "batch 3"], len(picks)).tolist()
 figure = plot_batch(*map(torch.cat, zip(*rows)), titles=titles)
 keep_figure(figure, run_dir, "2 Training batches")
 
@@ -128,8 +131,9 @@ keep_figure(figure, run_dir, "2 Training batches")
 paths = [train.cases[index].image for index in picks[:3]]
 stored = [read_image(path, min_size=256, window=train.window) for path in paths]
 weighted = [weight_channels_by_contrast(image) for image in stored]
-titles = ["stored"] * len(stored) + ["weighted"] * len(stored)
-keep_figure(plot_cases([*stored, *weighted], titles=titles), run_dir, "2 Channels weighted by contrast")
+pictures = list(chain(*zip(stored, weighted)))
+figure = plot_cases(pictures, titles=["stored", "weighted"] * len(stored))
+keep_figure(figure, run_dir, "2 Channels weighted by contrast")
 
 # %% [markdown]
 # *What to look for:* is the region clearer after than before? Gray images do not change at all.
@@ -141,7 +145,7 @@ keep_figure(plot_cases([*stored, *weighted], titles=titles), run_dir, "2 Channel
 # %%
 cases = pick_evenly(train.cases, 100)
 sizes = sorted({64, 96, 128, 192, 256, 384, 512, config.target_size})
-print(f"{len(cases)} masks at {len(sizes)} sizes; with images of many megapixels this takes a minute")
+print(f"{len(cases)} masks at {len(sizes)} sizes; with large images this takes a minute")
 rows = tabulate_round_trip(cases, sizes)
 table(rows)
 
