@@ -340,10 +340,16 @@ def show_changes(
 
 
 def draw_grid(pixels: Tensor, n: int = 8) -> Tensor:
-    """Draw n white lines each way on an image, uint8 (4, S, S), not on its target; return a copy."""
+    """Draw n lines each way on an image, uint8 (4, S, S), not on its target; return a copy.
+
+    They are white on dark pixels and black on bright ones.
+    """
     drawn, side = pixels.clone(), pixels.shape[-1]
-    for line in range(side // (2 * n), side, max(1, side // n)):
-        drawn[:3, line], drawn[:3, :, line] = 255, 255
+    is_line = torch.zeros(side, side, dtype=torch.bool)
+    places = torch.arange(side // (2 * n), side, max(1, side // n))
+    is_line[places], is_line[:, places] = True, True
+    is_bright = pixels[:3].float().mean(dim=0) > 127
+    drawn[:3, is_line & is_bright], drawn[:3, is_line & ~is_bright] = 0, 255
     return drawn
 
 

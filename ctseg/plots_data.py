@@ -100,16 +100,17 @@ def plot_areas(descriptions: Sequence[Mapping], border_costs: Sequence[Mapping],
 
     Empty masks have no place on it: the title counts them.
     """
+    areas = np.array([100 * row["mask_area"] for row in descriptions])
+    n_empty, drawn = np.count_nonzero(areas == 0), areas[areas > 0]
+    if not drawn.size:
+        return write_sentence(f"All {n_empty} masks are empty.")
     figure, (counts, costs) = new_axes(2, columns=2, size=5.2, height=3.2)
     costs.sharex(counts)
-    areas = np.array([100 * row["mask_area"] for row in descriptions])
-    n_empty = np.count_nonzero(areas == 0)
-    if n_empty < len(areas):
-        low, high = areas[areas > 0].min(), areas.max()
-        counts.hist(areas[areas > 0], bins=np.geomspace(0.9 * low, 1.1 * high, 31))
+    counts.hist(drawn, bins=np.geomspace(0.9 * drawn.min(), 1.1 * drawn.max(), 31))
     counts.set_ylabel("masks")
+    counts.yaxis.get_major_locator().set_params(integer=True)
     empty = f"; {n_empty} more are empty" if n_empty else ""
-    counts.set_title(f"{len(areas) - n_empty} masks{empty}", fontsize=9)
+    counts.set_title(f"{drawn.size} masks{empty}", fontsize=9)
     for name, text, marker in (("grown", "one pixel too large", "^"), ("shrunk", "one pixel too small", "v")):
         x, y = [100 * row["mask_area"] for row in border_costs], [row[f"dice_{name}"] for row in border_costs]
         costs.scatter(x, y, 14, marker=marker, alpha=0.6, linewidths=0, label=text)
@@ -186,10 +187,10 @@ def plot_channels(rows: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def plot_batch(images: Tensor, targets: Tensor, *, titles=None) -> Figure:
+def plot_batch(images: Tensor, targets: Tensor, *, titles=None, columns: int = 6) -> Figure:
     """A sheet of images (B, 3, S, S) with their targets (B, 1, S, S), in [0, 1], outlined at one half."""
     pictures = list(images.permute(0, 2, 3, 1).clamp(0, 1).numpy())
-    return plot_cases(pictures, list(targets[:, 0].numpy() > 0.5), titles=titles)
+    return plot_cases(pictures, list(targets[:, 0].numpy() > 0.5), titles=titles, columns=columns)
 
 
 def plot_undo(image: np.ndarray, mask: np.ndarray, target_size: int) -> Figure:

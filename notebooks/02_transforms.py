@@ -115,7 +115,7 @@ transform = TrainTransform(Augment(**config.augmentation()))
 batches = [transform(squares, make_generator(config.seed, draw)) for draw in range(3)]
 rows = [(original[:, :3], original[:, 3:]), *batches]
 titles = np.repeat(["original", "batch 1", "batch 2", "batch 3"], len(picks)).tolist()
-figure = plot_batch(*map(torch.cat, zip(*rows)), titles=titles)
+figure = plot_batch(*map(torch.cat, zip(*rows)), titles=titles, columns=len(picks))
 keep_figure(figure, run_dir, "2 Training batches")
 
 # %% [markdown]
