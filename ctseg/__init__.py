@@ -36,10 +36,11 @@ Before and after:
     split.py        near-duplicates, groups and folds
     tables.py       what the contest's own tables say of its submission
     check.py        the data check: every problem in one table
-    explore.py      the tables of notebooks 01 and 02
-    diagnose.py     levels, verdicts and doubts: the tables of notebooks 03 and 04
-    plots.py        figures and tables
-    plots_results.py  the figures of notebooks 03 and 04
+    explore.py      the measures of notebooks 01 and 02
+    diagnose.py     the measures of notebooks 03 and 04: levels, verdicts, doubts
+    plots.py        one look for all figures; tables
+    plots_data.py   the figures of notebooks 01 and 02
+    plots_run.py    the figures of notebooks 03 and 04
     page.py         a page in one file, with its pictures
     report.py       a run's summary and its report
 

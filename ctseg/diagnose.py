@@ -150,16 +150,6 @@ def measure_masks(cases: Sequence[Case]) -> list[dict]:
     return list(map_threads(lambda case: measure_mask(read_mask(case.mask, case.mask_set)), cases))
 
 
-def spread_out(names: Sequence[str], n: int) -> list[str]:
-    """At most n of the names, evenly spaced from the first to the last.
-
-    >>> spread_out("abcdefg", 3), spread_out("ab", 3)
-    (['a', 'd', 'g'], ['a', 'b'])
-    """
-    places = np.linspace(0, len(names) - 1, min(n, len(names))).round().astype(int)
-    return [names[place] for place in places]
-
-
 def describe_gain(gains: np.ndarray) -> str:
     """A gain of Dice, image by image (N,), with its 95 % bootstrap interval and what it says."""
     low, high = bootstrap_interval(gains)

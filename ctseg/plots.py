@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from ctseg.data import Case, png_path, read_image, read_mask
 from ctseg.metrics import dice_score
@@ -68,34 +67,6 @@ def new_axes(n: int, *, columns: int, size: float, height: float | None = None) 
         spare.axis("off")
     plt.close(figure)  # returned, and so shown once, by the cell that asked for it
     return figure, axes.flat[:n]
-
-
-def plot_distributions(descriptions: Sequence[Mapping]) -> Figure:
-    """Histograms of width, height, aspect and mask area of `describe_cases`' rows."""
-    names = {
-        "width": "width, pixels",
-        "height": "height, pixels",
-        "aspect": "height / width",
-        "mask_area": "mask, share of the image",
-    }
-    figure, axes = new_axes(len(names), columns=4, size=3.2, height=2.6)
-    for axis, (name, text) in zip(axes, names.items()):
-        axis.hist([row[name] for row in descriptions], bins=30)
-        axis.set(xlabel=text, ylabel="images")
-    return figure
-
-
-def plot_colors(descriptions: Sequence[Mapping]) -> Figure:
-    """Histograms of each channel's mean and standard deviation, in gray values 0 … 255."""
-    figure, axes = new_axes(2, columns=2, size=4.5, height=2.8)
-    texts = {"mean": "mean of an image", "std": "standard deviation within an image"}
-    for axis, (statistic, text) in zip(axes, texts.items()):
-        for channel, color in zip("rgb", (COLORS[5], COLORS[2], COLORS[0])):
-            values = [row[f"{statistic}_{channel}"] for row in descriptions]
-            axis.hist(values, bins=40, histtype="step", color=color, label=channel)
-        axis.set(xlabel=text, ylabel="images")
-        axis.legend()
-    return figure
 
 
 def thin_out(array: np.ndarray) -> np.ndarray:
@@ -161,12 +132,6 @@ def plot_predictions(
     return plot_cases(images, trues, pred_masks, titles=titles)
 
 
-def plot_batch(images: Tensor, targets: Tensor, *, titles=None) -> Figure:
-    """A sheet of images (B, 3, S, S) with their targets (B, 1, S, S), in [0, 1], outlined at one half."""
-    pictures = list(images.permute(0, 2, 3, 1).clamp(0, 1).numpy())
-    return plot_cases(pictures, list(targets[:, 0].numpy() > 0.5), titles=titles)
-
-
 def plot_history(
     histories: Mapping[int, Sequence[Mapping]],
     *,
@@ -189,20 +154,6 @@ def plot_history(
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=7)
-    return figure
-
-
-def plot_round_trip(rows: Sequence[Mapping]) -> Figure:
-    """The Dice that a perfect network could reach at each square size, by when the threshold comes."""
-    figure, (axis,) = new_axes(1, columns=1, size=6, height=2.8)
-    sizes = [row["target_size"] for row in rows]
-    for name, text in (
-        ("dice", "threshold at the image's own size"),
-        ("dice_thresholded_early", "in the square"),
-    ):
-        axis.plot(sizes, [row[name] for row in rows], ".-", label=text)
-    axis.set(xlabel="side of the square, pixels", ylabel="Dice")
-    axis.legend()
     return figure
 
 

@@ -12,20 +12,22 @@
 # The network sees squares of one size; the score is taken on masks of each image's own size. So every image
 # goes into a square by a resize that can be undone, and only training batches are then changed at random.
 #
-# *Input:* the data set. *Artifact:* `runs/<run>/round_trip.csv`, the Dice that a perfect network could reach
-# at each square size.
+# *Input:* the data set. *Artifact:* `runs/<run>/round_trip.csv`, the Dice that a perfect network could
+# reach at each square size.
 
 # %%
+from itertools import chain
+
 import numpy as np
 import torch
 
 from ctseg.augment import Augment, TrainTransform
-from ctseg.config import AUGMENTATIONS
-from ctseg.data import read_image
-from ctseg.explore import tabulate_round_trip
+from ctseg.data import read_image, read_mask
+from ctseg.explore import pick_evenly, show_changes, tabulate_round_trip
 from ctseg.files import write_csv
 from ctseg.page import keep_figure
-from ctseg.plots import plot_batch, plot_cases, plot_round_trip, table
+from ctseg.plots import plot_cases, table
+from ctseg.plots_data import plot_batch, plot_changes, plot_round_trip, plot_undo
 from ctseg.runs import make_config, make_dataset, open_run, read_parameters
 from ctseg.seeds import make_generator
 from ctseg.transforms import to_float, weight_channels_by_contrast
@@ -49,78 +51,128 @@ run_dir = open_run(config, trains=False)
 config
 
 # %% [markdown]
-# ## Resize and pad
+# ## There and back
 #
 # The longer side is resized to `target_size`, the shorter one padded with black. The mask becomes a *soft*
 # target: each pixel of the square holds the share of its area that the mask covers. A `Letterbox` remembers
-# where the image lies.
+# where the image lies and undoes the resize. What if the threshold at ½ comes *early*, in the square, and
+# not *late*, at the image's own size?
 
 # %%
 train = make_dataset(config, "train")
-picks = np.linspace(0, len(train) - 1, 6).astype(int)
-images, targets, letterboxes = zip(*[train[int(i)] for i in picks])
-titles = [f"{box.original_size} in {box.target_size}²" for box in letterboxes]
-figure = plot_batch(to_float(torch.stack(images)), to_float(torch.stack(targets)), titles=titles)
+picks = pick_evenly(range(len(train)), 6)
+images, targets, letterboxes = zip(*[train[index] for index in picks])
+largest = max(range(len(picks)), key=lambda place: targets[place].sum())
+case = train.cases[picks[largest]]
+image, mask = read_image(case.image, window=train.window), read_mask(case.mask, case.mask_set)
+keep_figure(plot_undo(image, mask, config.target_size), run_dir, "2 Into the square and back")
+
+# %% [markdown]
+# *What to look for:* the late outline follows the true one, the early one has the square's steps. The
+# network costs nothing here: this loss comes before its first mistake.
+# [nnU-Net](https://doi.org/10.1038/s41592-020-01008-z) goes back to the image's own size before it decides,
+# too.
+#
+# ## Six squares
+#
+# The network's input, with the targets outlined at ½.
+
+# %%
+titles = ["{1} × {0} pixels".format(*box.original_size) for box in letterboxes]
+squares = torch.cat([torch.stack(images), torch.stack(targets)], dim=1)  # uint8 (B, 4, S, S)
+original = to_float(squares)
+figure = plot_batch(original[:, :3], original[:, 3:], titles=titles)
 keep_figure(figure, run_dir, "2 Images in their squares")
 
 # %% [markdown]
+# *What to look for:* would you still find the border at this size? If not, the network cannot either; try a
+# larger `target_size`.
+#
 # ## One random change at a time
 #
-# The same image six times per row, each row with one change of `Augment` alone, strong enough to see it. One
-# draw moves image and mask together (see the outline), and all images of a batch are changed at once, on the
-# device that trains.
+# Each change of this run alone: the original, and of 64 random draws the two that differ most, so that both
+# ends of the range show. The grid shows how space bends: [elastic
+# deformations](https://doi.org/10.1109/ICDAR.2003.1227801) imitate soft tissue, and
+# [U-Net](https://arxiv.org/abs/1505.04597) owed them much of its success with few images.
 
 # %%
-copies = torch.cat([images[2], targets[2]]).repeat(6, 1, 1, 1)
-changes = [Augment(**{name: strength}) for name, strength in AUGMENTATIONS.items()]
-batches = [TrainTransform(change)(copies, make_generator(1)) for change in changes]
-titles = [f"{name} {strength}" for name, strength in AUGMENTATIONS.items() for _ in range(6)]
-figure = plot_batch(*map(torch.cat, zip(*batches)), titles=titles)
-keep_figure(figure, run_dir, "2 One random change at a time")
+strengths = config.augmentation()
+changes = show_changes(squares[largest], strengths, make_generator(1))
+print("off in this run:", ", ".join(name for name in strengths if not strengths[name]) or "none")
+keep_figure(plot_changes(changes), run_dir, "2 One random change at a time")
 
 # %% [markdown]
+# *What to look for:* the outline moves with the image, as one draw moves both; padding stays black. Could
+# each picture come from your scanner or camera? A change that makes impossible images teaches the wrong
+# thing.
+#
 # ## All of them together
 #
-# Three training batches of this run. Would you still draw the same outline?
+# The original squares, then three training batches of this run.
 
 # %%
-train_transform = TrainTransform(Augment(**config.augmentation()))
-batch = torch.cat([torch.stack(images), torch.stack(targets)], dim=1)
-batches = [train_transform(batch, make_generator(config.seed, draw)) for draw in range(3)]
-keep_figure(plot_batch(*map(torch.cat, zip(*batches))), run_dir, "2 Training batches")
+transform = TrainTransform(Augment(**config.augmentation()))
+batches = [transform(squares, make_generator(config.seed, draw)) for draw in range(3)]
+rows = [(original[:, :3], original[:, 3:]), *batches]
+titles = np.repeat(["original", "batch 1", "batch 2", "batch 3"], len(picks)).tolist()
+figure = plot_batch(*map(torch.cat, zip(*rows)), titles=titles, columns=len(picks))
+keep_figure(figure, run_dir, "2 Training batches")
 
 # %% [markdown]
+# *What to look for:* would you still draw the same outline in every picture? If you hesitate, the changes
+# are too strong.
+#
 # ## Channels with contrast
 #
-# `weight_channels_by_contrast` scales each color channel about its mean by its share of the contrast: above
-# as stored, below as the network would see it. It is off unless the run asks for it; gray images do not
-# change at all.
+# `weight_channels_by_contrast` scales each color channel about its mean by its share of the contrast. It is
+# off unless the run asks for it.
 
 # %%
-stored = [read_image(train.cases[int(i)].image, min_size=256, window=train.window) for i in picks]
+paths = [train.cases[index].image for index in picks[:3]]
+stored = [read_image(path, min_size=256, window=train.window) for path in paths]
 weighted = [weight_channels_by_contrast(image) for image in stored]
-figure = plot_cases([*stored, *weighted], titles=["stored"] * 6 + ["weighted"] * 6)
+pictures = list(chain(*zip(stored, weighted)))
+figure = plot_cases(pictures, titles=["stored", "weighted"] * len(stored))
 keep_figure(figure, run_dir, "2 Channels weighted by contrast")
 
 # %% [markdown]
+# *What to look for:* is the region clearer after than before? Gray images do not change at all.
+#
 # ## The round trip
 #
-# Masks go into the square and back to their own size, as if a network were perfect. Kept soft and cut at ½
-# only at full size, they lose almost nothing; cut early, in the square, they lose what the last column shows.
-# That is why the threshold comes last.
+# The first figure for many masks: into a square of each size and back, as if a network were perfect.
 
 # %%
-every = max(1, len(train) // 100)
-rows = tabulate_round_trip(train.cases[::every], (64, 96, 128, 192, 256, 384, 512))
+cases = pick_evenly(train.cases, 100)
+sizes = sorted({64, 96, 128, 192, 256, 384, 512, config.target_size})
+print(f"{len(cases)} masks at {len(sizes)} sizes; with large images this takes a minute")
+rows = tabulate_round_trip(cases, sizes)
 table(rows)
 
 # %%
-keep_figure(plot_round_trip(rows), run_dir, "2 What a perfect network could reach")
+figure = plot_round_trip(rows, config.target_size)
+keep_figure(figure, run_dir, "2 What a perfect network could reach")
 
 # %% [markdown]
+# *What to look for:* no network can score above these lines. With the late threshold the square may be
+# small; with the early one it costs what lies between the lines. That is why the threshold comes last.
+#
 # ## Write the artifact
 
 # %%
 write_csv(rows, run_dir / "round_trip.csv")
 assert (run_dir / "round_trip.csv").is_file()
 print(run_dir / "round_trip.csv")
+
+# %% [markdown]
+# ## Summary
+#
+# - Every resize is undone by its `Letterbox`, and the score is taken at the image's own size.
+# - Soft targets and a late threshold keep what a small square would lose.
+# - Random changes move image and mask together, in training batches only.
+#
+# ## Two questions
+#
+# 1. Where in the table does a larger square stop paying, and what would it cost in training time?
+# 2. Which random change would be wrong for your images: is left and right, or up and down, part of the
+#    answer?

@@ -29,7 +29,7 @@ from ctseg.diagnose import judge_training, tabulate_levels, tabulate_losses, tab
 from ctseg.folds import assign_folds, train_folds
 from ctseg.page import keep_figure
 from ctseg.plots import plot_history, table
-from ctseg.plots_results import plot_epochs, plot_schedule
+from ctseg.plots_run import plot_epochs, plot_schedule
 from ctseg.runs import make_config, make_dataset, make_network, open_run, read_parameters
 from ctseg.seeds import make_generator
 from ctseg.tables import check_tables
@@ -196,8 +196,11 @@ for k in histories:
 # %% [markdown]
 # ## Summary
 #
-# A U-Net joins what deep levels know with where shallow levels know it; BCE and Dice together train it; a
-# schedule that ends in small steps makes the last weights good ones. The pictures say more than the mean.
+# - A U-Net joins what deep levels know with where shallow levels know it; BCE and Dice train it together.
+# - A schedule that ends in small steps makes the last weights good ones.
+# - The curves say whether to train longer; the pictures say what is still wrong.
 #
-# **Two questions.** Why is the *soft* Dice of training lower than validation's Dice, although training images
-# were seen before? And if one fold were 0.03 below the others, what would you look at first?
+# ## Two questions
+#
+# 1. Why is the *soft* Dice of training lower than the Dice of validation, on images that were trained on?
+# 2. One fold is 0.03 below the others: what would you look at first?

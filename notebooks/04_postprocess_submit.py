@@ -33,15 +33,15 @@ from ctseg.diagnose import (
     measure_masks,
     pick_cases,
     rank_suspects,
-    spread_out,
     tabulate_thresholds,
 )
+from ctseg.explore import pick_evenly
 from ctseg.files import atomic_path, lock_folder, write_csv, write_json
 from ctseg.folds import describe_unfinished, find_folds, find_oof, load_predictor
 from ctseg.page import keep_figure
 from ctseg.phantom import read_kinds
 from ctseg.plots import plot_predictions, table
-from ctseg.plots_results import (
+from ctseg.plots_run import (
     plot_code,
     plot_errors,
     plot_gains,
@@ -284,7 +284,7 @@ true_masks = None
 if test:
     if not config.predict_folder:
         true_masks = find_true_masks(Path(config.data_root), test.cases)
-    shown = spread_out([row["image_id"] for row in suspects], 48 if config.predict_folder else 6)
+    shown = pick_evenly([row["image_id"] for row in suspects], 48 if config.predict_folder else 6)
     cases = [case for name in shown for case in test.cases if case.image_id == name]
     figure = plot_predictions(cases, mask_dir, window=test.window, true_masks=true_masks)
     with atomic_path(out_dir / "examples.png") as partial:
@@ -356,9 +356,12 @@ if validation:
 # %% [markdown]
 # ## Summary
 #
-# Masks are cut at each image's own size; a step between probability and mask is taken only on evidence, and
-# the score to trust is that of a choice made on other images. Test images have no masks, but they have
-# suspects.
+# - Masks are cut at each image's own size; a step on the way to a mask is taken only on evidence.
+# - The score to trust is that of choices made on other images: the cross-fitted one.
+# - Test images have no masks, but they have suspects: look at them before you submit.
 #
-# **Two questions.** Why is the cross-fitted score usually a little lower than the chosen one, and which of
-# the two would you tell a colleague? And which suspects would you look at before you submit?
+# ## Two questions
+#
+# 1. Why is the cross-fitted score usually a little lower than the chosen one, and which of the two would you
+#    tell a colleague?
+# 2. Networks agree on an image and are wrong all the same: how can that be, and what would show it?

@@ -45,10 +45,11 @@ IMPORTS = {
     "tables": {"contest", "data", "folders", "submission"},
     "check": {"arguments", "config", "contest", "data", "files", "folders", "masks", "paths", "split"}
     | {"tables", "transforms"},
-    "explore": {"data", "metrics", "transforms"},
+    "explore": {"augment", "config", "data", "folders", "metrics", "split", "transforms"},
     "diagnose": {"config", "data", "losses", "metrics", "model", "postprocess"},
     "plots": {"data", "metrics"},
-    "plots_results": {"config", "contest", "data", "metrics", "plots", "postprocess", "predict"}
+    "plots_data": {"explore", "metrics", "plots", "transforms"},
+    "plots_run": {"config", "contest", "data", "metrics", "plots", "postprocess", "predict"}
     | {"schedule", "submission"},
     "page": {"files", "plots"},
     "report": {"config", "data", "files", "metrics", "page", "plots", "postprocess", "predict", "train"},

@@ -4,20 +4,15 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from conftest import save_image
 
 from ctseg.data import Case
 from ctseg.plots import (
     COLORS,
     new_axes,
-    plot_batch,
     plot_cases,
-    plot_colors,
-    plot_distributions,
     plot_history,
     plot_predictions,
-    plot_round_trip,
     table,
 )
 
@@ -107,14 +102,6 @@ def test_surplus_places_of_a_grid_stay_empty():
     assert [axis.axison for axis in figure.axes] == [True] * 4 + [False] * 2
 
 
-def test_a_batch_is_drawn_with_its_targets_outlined_at_a_half():
-    targets = torch.zeros(2, 1, 16, 16)
-    targets[0, 0, 4:9, 4:9], targets[1, 0, 4:9, 4:9] = 0.6, 0.4
-    figure = plot_batch(torch.rand(2, 3, 16, 16) * 1.2, targets)
-    draw(figure)
-    assert count_outlines(figure) == [1, 0]
-
-
 def test_a_history_is_drawn_in_one_color_per_fold():
     history = [
         {
@@ -141,20 +128,6 @@ def test_a_history_is_drawn_in_one_color_per_fold():
     assert list(losses.lines[1].get_ydata()) == [2, 1] and list(rates.lines[0].get_xdata()) == [1, 2]
 
 
-ROW = {"width": 40, "height": 30, "aspect": 0.75, "mask_area": 0.1}
-ROW |= {f"{statistic}_{channel}": 5.0 for statistic in ("mean", "std") for channel in "rgb"}
-
-
-def test_descriptions_are_drawn_as_histograms_of_all_rows():
-    figure = plot_distributions([ROW, ROW | {"width": 80}])
-    assert [sum(bar.get_height() for bar in axis.patches) for axis in figure.axes] == [2, 2, 2, 2]
-    assert figure.axes[0].get_xlabel() == "width, pixels"
-    draw(figure)
-    colors = plot_colors([ROW, ROW])
-    assert [len(axis.get_legend().get_texts()) for axis in colors.axes] == [3, 3]
-    draw(colors)
-
-
 def test_small_numbers_keep_digits_and_no_rows_have_a_text():
     html = table([{"lr": 5.6e-06, "gain": -0.0004, "dice": 0.91234, "zero": 0.0}]).data
     for text in ("5.6e-06", "-4.0e-04", "0.9123", "0.0000"):
@@ -168,11 +141,3 @@ def test_a_panel_of_the_history_can_be_drawn_alone():
     (axis,) = figure.axes
     draw(figure)
     assert axis.get_title() == "learning rate" and list(axis.lines[0].get_ydata()) == [5.6e-6]
-
-
-def test_the_round_trip_is_drawn_for_both_places_of_the_threshold():
-    rows = [{"target_size": size, "dice": 0.9, "dice_thresholded_early": 0.8} for size in (64, 128)]
-    figure = plot_round_trip(rows)
-    draw(figure)
-    (axis,) = figure.axes
-    assert [list(line.get_ydata()) for line in axis.lines] == [[0.9, 0.9], [0.8, 0.8]]

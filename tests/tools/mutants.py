@@ -445,7 +445,7 @@ FAULTS = [
     ),
     ("a change of the augmentation left out", "augment", "1 + self.strength.color *", "1 + 0 *"),
     ("the variable that names the data ignored", "paths", 'os.environ.get("CTSEG_DATA", "")', '""'),
-    ("the early threshold left out", "explore", "    if early:\n", "    if False:\n"),
+    ("the early threshold left out", "explore", "(target > 0.5).astype(np.float32)", "target"),
     ("bfloat16 where a GPU only emulates it", "device", ">= (8, 0)", ">= (7, 5)"),
     (
         "one stream for all random draws",

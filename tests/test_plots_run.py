@@ -13,7 +13,7 @@ from ctseg.contest import A0
 from ctseg.data import SegmentationDataset, find_cases
 from ctseg.model import make_model
 from ctseg.plots import COLORS
-from ctseg.plots_results import (
+from ctseg.plots_run import (
     plot_code,
     plot_epochs,
     plot_errors,
