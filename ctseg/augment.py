@@ -18,7 +18,7 @@ class Augment:
     """Random changes of a batch, by one sampling grid and one map of intensities.
 
     Each image has its own draw, and every range is symmetric about "unchanged". To add a change, add a field
-    to `Config` and a line here.
+    to `Config`, its draw and its column in `draw`, the same in `Draws.split`, and its use in `__call__`.
 
     Args:
         strengths: by name, with units and ranges as in `Config`; a change that is not named stays off.
