@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from ctseg.explore import Example, average_channels, find_difference, make_round_trips
@@ -121,6 +121,7 @@ def plot_areas(descriptions: Sequence[Mapping], border_costs: Sequence[Mapping],
         axis.set(xscale="log", xlabel="mask, % of the image")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 

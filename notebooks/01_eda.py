@@ -155,8 +155,9 @@ keep_figure(figure, run_dir, "1 The most unusual images")
 keep_figure(plot_average_mask(average_masks(train.cases)), run_dir, "1 The mean of all masks")
 
 # %% [markdown]
-# *What to look for:* a bright middle means that photographers centered the region, and a network may learn
-# the place instead of the looks. Shifts, flips and zooms in training (notebook 2) work against that.
+# *What to look for:* a bright spot says that a network can learn the place instead of the looks; in the
+# middle, photographers centered the region. Shifts, flips and zooms in training (notebook 2) work against
+# that.
 #
 # ## How large regions are, and what a border costs
 #
@@ -181,8 +182,9 @@ figure = plot_colors(descriptions, of_test)
 keep_figure(figure, run_dir, "1 Colors of training and test images")
 
 # %% [markdown]
-# *What to look for:* where the black line leaves the filled bars, the test images come from elsewhere, and
-# a validation score promises too much. Stronger changes of brightness and color in training may help.
+# *What to look for:* where the black line leaves the filled bars, the test images may come from another
+# device, and a validation score may promise too much. Stronger changes of brightness and color in training
+# may help.
 #
 # ## Near-duplicates
 #
@@ -191,7 +193,7 @@ keep_figure(figure, run_dir, "1 Colors of training and test images")
 
 # %%
 twins = find_twins(train.cases, test.cases)
-print(f"{len(twins)} pairs of near-duplicates; at most 6 are shown, those with a test image first")
+print(f"pairs of near-duplicates: {len(twins)}; at most 6 are shown, those with a test image first")
 figure = plot_twins([read_example(case, train.window) for case in chain(*twins[:6])])
 keep_figure(figure, run_dir, "1 Near-duplicates")
 
@@ -231,7 +233,7 @@ for name in ("data_check.csv", "cases.csv"):
 #
 # - The files are sound, or this notebook has stopped; `data_check.csv` says what is unusual.
 # - Dice counts the region's pixels only, so small regions are the hard ones.
-# - Sizes and colors show whether a validation score will hold on the test images.
+# - Where test images differ from training images in size or color, a validation score may not hold.
 #
 # ## Two questions
 #

@@ -62,8 +62,8 @@ config
 train = make_dataset(config, "train")
 picks = pick_evenly(range(len(train)), 6)
 images, targets, letterboxes = zip(*[train[index] for index in picks])
-largest = max(range(len(picks)), key=lambda place: targets[place].sum())
-case = train.cases[picks[largest]]
+shown = max(range(len(picks)), key=lambda place: targets[place].float().std())  # much border
+case = train.cases[picks[shown]]
 image, mask = read_image(case.image, window=train.window), read_mask(case.mask, case.mask_set)
 keep_figure(plot_undo(image, mask, config.target_size), run_dir, "2 Into the square and back")
 
@@ -97,7 +97,7 @@ keep_figure(figure, run_dir, "2 Images in their squares")
 
 # %%
 strengths = config.augmentation()
-changes = show_changes(squares[largest], strengths, make_generator(1))
+changes = show_changes(squares[shown], strengths, make_generator(1))
 print("off in this run:", ", ".join(name for name in strengths if not strengths[name]) or "none")
 keep_figure(plot_changes(changes), run_dir, "2 One random change at a time")
 
