@@ -337,7 +337,8 @@ if test:
 # %%
 if test:
     drawn = np.array([[0, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 1, 0, 0]], bool)
-    display(keep_figure(plot_code(drawn, config), run_dir, "4 The code of a small mask"))
+    figure = plot_code(drawn, config)
+    display(figure if config.predict_folder else keep_figure(figure, run_dir, "4 The code of a mask"))
     print(*[line[:90] for line in (out_dir / "submission.csv").read_text().splitlines()[:2]], sep="\n")
 
 # %% [markdown]

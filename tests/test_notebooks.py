@@ -171,7 +171,7 @@ def test_the_report_begins_with_the_result_and_has_the_figures_of_all_four(run, 
     places += [html.index(f"<summary>{number} ") for number in (1, 2, 3, 4)]
     assert places == sorted(places)
     assert html.count("lowest: ") == 2 and "<td>epochs</td><td>2</td><td>20</td>" in html
-    assert html.count("<summary>") == 22 and str(run.parent.parent) not in html
+    assert html.count("<summary>") == 27 and str(run.parent.parent) not in html
     print_summary(run)
     printed = capsys.readouterr().out
     assert "validation, cross-fitted" in printed and "threshold" in printed and "submission.csv" in printed

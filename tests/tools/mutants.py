@@ -348,8 +348,8 @@ FAULTS = [
     (
         "test ids in another order than their masks",
         "predict",
-        "yield cases[index], _average",
-        "yield cases[indices[0] + indices[-1] - index], _average",
+        "yield Prediction(cases[index], ",
+        "yield Prediction(cases[indices[0] + indices[-1] - index], ",
     ),
     (
         "a map that keeps its place in another run's square",
@@ -390,8 +390,8 @@ FAULTS = [
     (
         "average of masks instead of probabilities",
         "predict",
-        "torch.stack([predict_probabilities(network, batch, tta=self.tta) for",
-        "torch.stack([(predict_probabilities(network, batch, tta=self.tta) > 0.5).float() for",
+        "each = [predict_probabilities(network, batch, tta=self.tta) for",
+        "each = [(predict_probabilities(network, batch, tta=self.tta) > 0.5).float() for",
     ),
     (
         "out-of-fold predictions of the last weights",
@@ -646,6 +646,39 @@ FAULTS = [
         "check",
         "if dataset.window and not deep:",
         "if False:",
+    ),
+    (
+        "what is missed in the color of what is too much",
+        "plots_run",
+        "true_mask & ~pred_mask, TRUE",
+        "pred_mask, TRUE",
+    ),
+    ("a choice applied that loses elsewhere", "postprocess", "< np.mean(baseline_scores)", "< 0"),
+    (
+        "networks that always agree",
+        "predict",
+        "dice_score(each > 0.5, mean > 0.5)",
+        "dice_score(mean > 0.5, mean > 0.5)",
+    ),
+    (
+        "disagreement of one orientation",
+        "predict",
+        'images: Tensor, *, tta: str = "flips"',
+        'images: Tensor, *, tta: str = "none"',
+    ),
+    ("the least suspicious first", "diagnose", "(-len(reasons[image_id])", "(len(reasons[image_id])"),
+    (
+        "overfitting taken for a flat end",
+        "diagnose",
+        'history[-1]["loss"] < history',
+        'history[-1]["loss"] > history',
+    ),
+    ("other images compared", "compare", "set.intersection(", "set.union("),
+    (
+        "early and late threshold exchanged",
+        "explore",
+        "return letterbox.undo(target) > 0.5, letterbox.undo(cut) > 0.5",
+        "return letterbox.undo(cut) > 0.5, letterbox.undo(target) > 0.5",
     ),
     ("empty predictions not named", "plots", '{0: ", empty", ', "{"),
     ("a format kept before it was checked", "runs", '"window_high", *CONTEST_FACTS)', '"window_high")'),
