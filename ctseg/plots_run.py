@@ -149,14 +149,14 @@ def plot_scores(scores: np.ndarray, areas: np.ndarray) -> Figure:
 
 
 def plot_thresholds(rows: Sequence[Mapping], threshold: float) -> Figure:
-    """The mean Dice by threshold with its band, rows of `tabulate_thresholds`; the chosen one marked."""
+    """The mean Dice by threshold with its band, rows of `tabulate_thresholds`; the plain one marked."""
     figure, (axis,) = new_axes(1, columns=1, size=6, height=2.6)
     thresholds = [row["threshold"] for row in rows]
     axis.fill_between(
         thresholds, [row["low"] for row in rows], [row["high"] for row in rows], alpha=0.25, label="95 %"
     )
     axis.plot(thresholds, [row["dice"] for row in rows], ".-", label="mean")
-    axis.axvline(threshold, color=COLORS[5], linestyle="--", label=f"chosen, {threshold:g}")
+    axis.axvline(threshold, color=COLORS[5], linestyle="--", label=f"plain, {threshold:g}")
     axis.set(xlabel="threshold on the probability", ylabel="validation Dice", xlim=(0, 1))
     axis.legend(fontsize=8)
     return figure

@@ -158,8 +158,8 @@ if validation:
 # %% [markdown]
 # ## The threshold
 #
-# Dice by the threshold, with its 95 % interval over images. *What to look for:* the curve is flat around ½;
-# where its top is no higher than the band is wide, the place of the top is luck.
+# Dice by the threshold, with its 95 % interval over images. *What to look for:* how flat the curve is around
+# ½. A top far from there, far above the rest, says that training was short or masks are drawn generously.
 
 # %%
 if validation:

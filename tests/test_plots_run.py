@@ -131,7 +131,7 @@ def test_scores_are_drawn_with_their_mean_and_against_region_sizes():
     assert right.get_xlabel() == "true mask, % of the image"
 
 
-def test_the_threshold_is_drawn_with_its_band_and_the_chosen_one():
+def test_the_threshold_is_drawn_with_its_band_and_the_plain_one():
     rows = [
         {"threshold": 0.3, "dice": 0.8, "low": 0.7, "high": 0.9},
         {"threshold": 0.6, "dice": 0.85, "low": 0.75, "high": 0.95},
