@@ -93,6 +93,13 @@ def pick_evenly(items: Sequence, n: int) -> list:
     return [items[place] for place in places.round().astype(int)]
 
 
+def pick_typical(targets: Sequence[Tensor]) -> int:
+    """The place of the target, each of one shape, whose region is of median size; 0 where all are empty."""
+    areas = np.array([float(target.float().mean()) for target in targets])
+    order = np.argsort(areas)[np.count_nonzero(areas == 0) :]
+    return int(order[len(order) // 2]) if order.size else 0
+
+
 def describe_cases(cases: Sequence[Case], window: tuple[float, float] | None = None) -> list[dict]:
     """Describe each case in a row.
 
@@ -339,17 +346,19 @@ def show_changes(
     return changes
 
 
+_GRID_COLOR = 86, 180, 233  # Okabe & Ito's sky blue
+
+
 def draw_grid(pixels: Tensor, n: int = 8) -> Tensor:
     """Draw n lines each way on an image, uint8 (4, S, S), not on its target; return a copy.
 
-    They are white on dark pixels and black on bright ones.
+    They are blue, which shows on black, white and skin.
     """
     drawn, side = pixels.clone(), pixels.shape[-1]
     is_line = torch.zeros(side, side, dtype=torch.bool)
     places = torch.arange(side // (2 * n), side, max(1, side // n))
     is_line[places], is_line[:, places] = True, True
-    is_bright = pixels[:3].float().mean(dim=0) > 127
-    drawn[:3, is_line & is_bright], drawn[:3, is_line & ~is_bright] = 0, 255
+    drawn[:3, is_line] = torch.tensor(_GRID_COLOR, dtype=torch.uint8)[:, None]
     return drawn
 
 
@@ -400,7 +409,9 @@ def find_difference(one: np.ndarray, other: np.ndarray, side: int) -> tuple[slic
 
     It is cut where it would leave the masks; equal masks give their first corner.
     """
-    density = uniform_filter((one != other).astype(np.float32), side, mode="constant")
+    density = (one != other).astype(np.float32)
+    for _ in range(2):  # once would be as high anywhere near
+        density = uniform_filter(density, max(1, side // 2), mode="constant")
     center = np.unravel_index(density.argmax(), density.shape)
     starts = [
         min(max(0, place - side // 2), max(0, length - side)) for place, length in zip(center, one.shape)

@@ -45,7 +45,7 @@ def plot_examples(examples: Sequence[Example], titles: Sequence[str] | None = No
 
 def plot_dice(true_mask: np.ndarray, pred_masks: Mapping[str, np.ndarray]) -> Figure:
     """Draw each predicted mask, bool (H, W) by name, over the true one, pixel by pixel, with its Dice."""
-    figure, axes = new_axes(len(pred_masks), columns=len(pred_masks), size=2.5, height=2.4)
+    figure, axes = new_axes(len(pred_masks), columns=len(pred_masks), size=2.5, height=2.6)
     n_true = np.count_nonzero(true_mask)
     for axis, (name, pred_mask) in zip(axes, pred_masks.items()):
         n_common, n_pred = np.count_nonzero(true_mask & pred_mask), np.count_nonzero(pred_mask)

@@ -23,7 +23,7 @@ import torch
 
 from ctseg.augment import Augment, TrainTransform
 from ctseg.data import read_image, read_mask
-from ctseg.explore import pick_evenly, show_changes, tabulate_round_trip
+from ctseg.explore import pick_evenly, pick_typical, show_changes, tabulate_round_trip
 from ctseg.files import write_csv
 from ctseg.page import keep_figure
 from ctseg.plots import plot_cases, table
@@ -62,7 +62,7 @@ config
 train = make_dataset(config, "train")
 picks = pick_evenly(range(len(train)), 6)
 images, targets, letterboxes = zip(*[train[index] for index in picks])
-shown = max(range(len(picks)), key=lambda place: targets[place].float().std())  # much border
+shown = pick_typical(targets)  # of median size
 case = train.cases[picks[shown]]
 image, mask = read_image(case.image, window=train.window), read_mask(case.mask, case.mask_set)
 keep_figure(plot_undo(image, mask, config.target_size), run_dir, "2 Into the square and back")

@@ -25,6 +25,7 @@ from ctseg.explore import (
     make_round_trips,
     measure_auc,
     pick_evenly,
+    pick_typical,
     read_example,
     read_examples,
     round_trip_dice,
@@ -210,14 +211,21 @@ def test_changes_are_shown_after_their_original_and_without_those_that_are_off()
     assert all(torch.allclose(end[3], original[3]) for end in ends)
 
 
-def test_a_grid_is_white_on_dark_black_on_bright_and_not_on_the_target():
+def test_a_grid_is_drawn_on_the_image_and_not_on_its_target():
     pixels = torch.zeros(4, 16, 16, dtype=torch.uint8)
-    pixels[:3, :, 8:] = 200
     drawn = draw_grid(pixels, n=4)
-    assert drawn[0, 2, 0] == 255 and drawn[0, 2, 15] == 0 and drawn[0, 0, 0] == 0 and drawn[0, 0, 15] == 200
+    assert drawn[:3, 2, 0].tolist() == drawn[:3, 0, 14].tolist() == [86, 180, 233]
     assert int((drawn[0] != pixels[0]).sum()) == 256 - 12 * 12
-    assert torch.equal(drawn[3], pixels[3]) and int(pixels[0, 2, 0]) == 0
+    assert torch.equal(drawn[3], pixels[3]) and int(pixels[0, 2, 0]) == 0  # a copy
     assert draw_grid(torch.zeros(4, 4, 4, dtype=torch.uint8)).shape == (4, 4, 4)
+
+
+@pytest.mark.parametrize(("areas", "place"), [([0, 0, 9, 1, 4], 4), ([3, 1], 0), ([0, 0], 0), ([0, 2], 1)])
+def test_the_typical_target_has_a_region_of_median_size(areas, place):
+    targets = torch.zeros(len(areas), 1, 4, 4, dtype=torch.uint8)
+    for target, area in zip(targets, areas):
+        target.view(-1)[:area] = 255
+    assert pick_typical(targets) == place
 
 
 def test_descriptions_give_size_color_and_area(tiny):
@@ -261,6 +269,7 @@ def test_the_square_where_two_masks_differ_most_is_found_within_them():
     other[30:34, 50:55] = True
     rows, columns = find_difference(one, other, 10)
     assert (other[rows, columns]).sum() == 20 and other[rows, columns].shape == (10, 10)
+    assert rows.start <= 28 and rows.stop >= 36  # in its middle
     other[30:34, 50:55], other[0, 0] = False, True
     assert find_difference(one, other, 10) == (slice(0, 10), slice(0, 10))
     assert find_difference(one, one, 50) == (slice(0, 50), slice(0, 50))
