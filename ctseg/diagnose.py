@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from skimage.measure import label
 from torch import nn
 
 from ctseg.config import Config
@@ -14,7 +13,7 @@ from ctseg.data import Case, map_threads, read_mask
 from ctseg.losses import Losses
 from ctseg.metrics import bootstrap_interval
 from ctseg.model import UNet
-from ctseg.postprocess import PostProcess
+from ctseg.postprocess import PostProcess, measure_mask
 
 _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 # Rules of thumb on validation Dice, for advice only.
@@ -133,18 +132,6 @@ def pick_cases(scores: np.ndarray, *, n: int = 4) -> list[int]:
     return sorted(dict.fromkeys(map(int, picked)), key=lambda index: scores[index])
 
 
-def measure_mask(mask: np.ndarray) -> dict:
-    """Measure a mask, bool (H, W), thinned out to 1,023 pixels at most.
-
-    Its area, as a share of the image; the number of its 8-connected pieces; whether it touches the border.
-    """
-    step = max(1, max(mask.shape) // 512)
-    mask = mask[::step, ::step]
-    edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    pieces = int(label(mask, connectivity=2).max())
-    return {"area": float(mask.mean()), "pieces": pieces, "at_border": bool(edge.any())}
-
-
 def measure_masks(cases: Sequence[Case]) -> list[dict]:
     """Measure the true masks of cases, as `measure_mask` does."""
     return list(map_threads(lambda case: measure_mask(read_mask(case.mask, case.mask_set)), cases))
@@ -164,7 +151,7 @@ def rank_suspects(predicted: Mapping[str, Mapping], typical: Sequence[Mapping]) 
     than 0.85. Most reasons come first and, of as many, least agreement.
 
     Args:
-        predicted: by image id what `measure_mask` finds, and `agreement`, see `predict.measure_agreement`.
+        predicted: by image id what `write_masks` returns.
         typical: what `measure_mask` finds in training masks; without any, only an empty mask and little
             agreement are suspicious.
     """

@@ -109,6 +109,18 @@ def remove_small_components(mask: np.ndarray, min_pixels: float) -> np.ndarray:
     return large[labels]
 
 
+def measure_mask(mask: np.ndarray) -> dict:
+    """Measure a mask, bool (H, W), thinned out to 1,023 pixels at most.
+
+    Its area, as a share of the image; the number of its 8-connected pieces; whether it touches the border.
+    """
+    step = max(1, max(mask.shape) // 512)
+    mask = mask[::step, ::step]
+    edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    pieces = int(label(mask, connectivity=2).max())
+    return {"area": float(mask.mean()), "pieces": pieces, "at_border": bool(edge.any())}
+
+
 def read_choice(path: Path, otherwise: PostProcess) -> PostProcess:
     """The post-processing that notebook 04 chose and kept in a file; `otherwise` if it has not run yet."""
     return PostProcess(**read_json(path)["chosen"]) if path.is_file() else otherwise

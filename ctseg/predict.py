@@ -31,7 +31,7 @@ from ctseg.data import (
 from ctseg.device import MEMORY_FORMAT, autocast, choose_precision
 from ctseg.files import atomic_path, lock_folder
 from ctseg.metrics import dice_score
-from ctseg.postprocess import PostProcess, make_mask, make_probability, postprocess_mask
+from ctseg.postprocess import PostProcess, make_mask, make_probability, measure_mask, postprocess_mask
 from ctseg.transforms import Letterbox, make_letterbox, shrink_size, to_float
 
 ORIENTATIONS = {  # of test-time augmentation, by name, as (quarter turns, mirrored)
@@ -185,7 +185,7 @@ def predict_masks(
         yield case.image_id, make_mask(probability, letterbox, chosen), agreement
 
 
-def write_masks(predictions: Iterable[tuple[str, np.ndarray, float]], folder: Path) -> dict[str, float]:
+def write_masks(predictions: Iterable[tuple[str, np.ndarray, float]], folder: Path) -> dict[str, dict]:
     """Write each mask, bool (H, W), as `folder/<image_id>.png` of 0 and 255, one at a time.
 
     Once all are written, other masks in the folder, of an earlier prediction, are removed.
@@ -194,23 +194,23 @@ def write_masks(predictions: Iterable[tuple[str, np.ndarray, float]], folder: Pa
         predictions: as `predict_masks` yields them.
 
     Returns:
-        Each image's agreement by its id.
+        What `measure_mask` finds in each mask, and its `agreement`, by the image's id.
 
     Raises:
         ValueError: an image_id is repeated.
     """
-    agreements: dict[str, float] = {}
+    found: dict[str, dict] = {}
     with lock_folder(folder):
         for image_id, mask, agreement in predictions:
-            if image_id in agreements:
+            if image_id in found:
                 raise ValueError(f"prediction for {image_id!r}, which is repeated; expected each image once")
             with atomic_path(png_path(folder, image_id)) as partial:
                 Image.fromarray(mask).convert("L").save(partial)
-            agreements[image_id] = agreement
+            found[image_id] = measure_mask(mask) | {"agreement": agreement}
         for path in list(folder.glob("*.png")):
-            if printable(path.stem) not in agreements:
+            if printable(path.stem) not in found:
                 path.unlink()
-    return agreements
+    return found
 
 
 def read_masks(folder: Path) -> Iterator[tuple[str, np.ndarray]]:

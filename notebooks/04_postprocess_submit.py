@@ -29,7 +29,6 @@ from ctseg.data import drop_unreadable
 from ctseg.diagnose import (
     choose_step_case,
     describe_gain,
-    measure_mask,
     measure_masks,
     pick_cases,
     rank_suspects,
@@ -246,7 +245,7 @@ mask_dir = out_dir / "predicted_masks"
 if test:
     predictors = [load_predictor(*member, test) for member in members]
     with lock_folder(out_dir):
-        agreements = write_masks(predict_masks(predictors, chosen), mask_dir)
+        predicted = write_masks(predict_masks(predictors, chosen), mask_dir)
         write_submission(out_dir / "submission.csv", read_masks(mask_dir), test.cases, config)
 
 # %% [markdown]
@@ -260,9 +259,7 @@ if test:
 # %%
 if test:
     typical = measure_masks(train.cases) if validation else []
-    found = {name: measure_mask(mask) for name, mask in read_masks(mask_dir)}
-    found = {name: row | {"agreement": agreements[name]} for name, row in found.items()}
-    suspects = rank_suspects(found, typical)
+    suspects = rank_suspects(predicted, typical)
     write_csv(suspects, out_dir / "suspects.csv")
     display(table(suspects, max_rows=10))
 

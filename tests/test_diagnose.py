@@ -13,7 +13,6 @@ from ctseg.diagnose import (
     choose_step_case,
     describe_gain,
     judge_training,
-    measure_mask,
     measure_masks,
     pick_cases,
     rank_suspects,
@@ -25,7 +24,7 @@ from ctseg.diagnose import (
 from ctseg.losses import Losses
 from ctseg.metrics import bootstrap_interval
 from ctseg.model import make_model
-from ctseg.postprocess import PostProcess
+from ctseg.postprocess import PostProcess, measure_mask
 
 
 def test_the_levels_of_a_plain_network_are_listed_from_the_image_down():
@@ -102,14 +101,6 @@ def test_cases_to_show_are_the_lowest_the_middle_and_the_highest():
     assert pick_cases(scores[:3], n=4) == [1, 2, 0]  # each once
     assert choose_step_case(scores, scores + [0, 0, 0, -0.2, 0.1, 0, 0]) == 3
     assert choose_step_case(scores, scores) == 5  # the middle one
-
-
-def test_a_mask_is_measured_by_area_pieces_and_border():
-    mask = np.zeros((20, 30), bool)
-    assert measure_mask(mask) == {"area": 0.0, "pieces": 0, "at_border": False}
-    mask[2:4, 2:4] = mask[4, 4] = mask[10:12, 28:] = True  # the first two touch at a corner
-    assert measure_mask(mask) == {"area": 9 / 600, "pieces": 2, "at_border": True}
-    assert measure_mask(np.ones((2000, 1000), bool)) == {"area": 1.0, "pieces": 1, "at_border": True}
 
 
 def test_true_masks_are_measured_from_their_files(tiny):

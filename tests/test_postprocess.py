@@ -15,6 +15,7 @@ from ctseg.postprocess import (
     keep_largest_component,
     make_mask,
     make_probability,
+    measure_mask,
     postprocess_mask,
     remove_small_components,
     score_own,
@@ -172,3 +173,11 @@ def test_what_loses_where_it_was_not_chosen_is_not_applied():
     for fitted in (high, low):
         chosen, scores = keep_if_earned(steps, fitted, plain, low)
         assert chosen == steps and scores is fitted
+
+
+def test_a_mask_is_measured_by_area_pieces_and_border():
+    mask = np.zeros((20, 30), bool)
+    assert measure_mask(mask) == {"area": 0.0, "pieces": 0, "at_border": False}
+    mask[2:4, 2:4] = mask[4, 4] = mask[10:12, 28:] = True  # the first two touch at a corner
+    assert measure_mask(mask) == {"area": 9 / 600, "pieces": 2, "at_border": True}
+    assert measure_mask(np.ones((2000, 1000), bool)) == {"area": 1.0, "pieces": 1, "at_border": True}

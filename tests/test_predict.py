@@ -22,7 +22,7 @@ from ctseg.explore import describe_cases
 from ctseg.losses import DiceBCELoss
 from ctseg.metrics import dice_score
 from ctseg.model import make_model
-from ctseg.postprocess import PostProcess, make_mask
+from ctseg.postprocess import PostProcess, make_mask, measure_mask
 from ctseg.predict import (
     ORIENTATIONS,
     OutOfFold,
@@ -336,9 +336,10 @@ def test_disagreement_is_the_deviation_over_networks_and_orientations(tiny):
     assert np.allclose(each.mean(axis=0), mean, atol=1e-6)
 
 
-def test_the_agreement_of_each_image_is_returned_with_its_mask_written(tmp_path):
+def test_each_mask_that_is_written_is_measured(tmp_path):
     found = write_masks([("a", REGION == 0, 1.0), ("b", REGION == 1, 0.5)], tmp_path)
-    assert found == {"a": 1.0, "b": 0.5}
+    assert found["a"] == measure_mask(REGION == 0) | {"agreement": 1.0}
+    assert found["b"] == measure_mask(REGION == 1) | {"agreement": 0.5}
 
 
 def test_small_images_stay_as_they_are_for_the_choice(out_of_fold):
