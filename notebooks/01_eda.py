@@ -56,7 +56,7 @@ from ctseg.runs import make_config, make_dataset, open_run, read_parameters
 # nothing that only training decides is fixed here.
 
 # %% tags=["parameters"]
-preset: str = None  # quick (the default), strong (best on a CPU), gpu (for GPUs) or baseline (the reference)
+preset: str = None  # quick (the default), strong (on a CPU), gpu, or baseline (the reference)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 

@@ -40,7 +40,7 @@ from ctseg.transforms import to_float, weight_channels_by_contrast
 # the preset.
 
 # %% tags=["parameters"]
-preset: str = None  # quick (the default), strong (best on a CPU), gpu (for GPUs) or baseline (the reference)
+preset: str = None  # quick (the default), strong (on a CPU), gpu, or baseline (the reference)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 

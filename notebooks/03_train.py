@@ -43,18 +43,18 @@ from ctseg.train import Learner, find_kept, find_shown
 # on other settings are refused: they are another run's.
 
 # %% tags=["parameters"]
-preset: str = None  # quick (the default), strong (best on a CPU), gpu (for GPUs) or baseline (the reference)
+preset: str = None  # quick (the default), strong (on a CPU), gpu, or baseline (the reference)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
 fold: int = None  # train this fold only, 0 to n_folds - 1; None for all
 n_folds: int = None  # number of folds; 1 for one model on a 90/10 split
 epochs: int = None  # passes over the training set
-budget_minutes: float = None  # wall minutes from loading to predictions, all folds, instead of epochs
+budget_minutes: float = None  # wall minutes from loading to predictions, instead of epochs
 batch_size: int = None  # images per step
 lr: float = None  # largest learning rate of the schedule
 target_size: int = None  # pixels, side of the square that the network sees
-encoder: str = None  # "unet" (the reference's) or a torchvision network, such as resnet34 or mobilenet_v2
-weights: str = None  # of the encoder: "" from scratch, "default" torchvision's (may download), else a file
+encoder: str = None  # "unet" (the reference's) or a torchvision network, such as resnet34
+weights: str = None  # of the encoder: "" for scratch, "default" for torchvision's, else a file
 seed: int = None  # of the split, the initial weights and every random draw
 
 # %% tags=["setup"]
@@ -76,7 +76,8 @@ config
 check_tables(Path(config.data_root), config, limit=100)
 training_set = load_training_set(make_dataset(config, "train"))
 n, megabytes = len(training_set), training_set.pixels.nbytes / 1e6
-print(f"{n} images of {config.target_size} pixels, {megabytes:.0f} MB, in {training_set.seconds:.1f} s")
+print(f"{n} images of {config.target_size} pixels, {megabytes:.0f} MB")
+print(f"loaded in {training_set.seconds:.1f} s")
 
 # %% [markdown]
 # ## The split
@@ -99,10 +100,10 @@ table([row | {"mean area": training_set.areas[in_fold[row["fold"]]].mean()} for 
 
 # %%
 torch.manual_seed(config.seed)
-model = make_network(replace(config, weights=""))  # to look at; training loads the weights it starts from
+model = make_network(replace(config, weights=""))  # to look at; training loads its own weights
 millions = sum(p.numel() for p in model.parameters()) / 1e6
 device = find_device()
-print(f"{type(model).__name__}: {millions:.2f} M parameters, on {device} in {choose_precision(device)}")
+print(f"{millions:.2f} M parameters, on {device} in {choose_precision(device)}")
 table(tabulate_levels(model, config.target_size))
 
 # %% [markdown]

@@ -14,8 +14,8 @@
 #
 # *Input:* the trained folds of `runs/<run>/`; nothing is trained here. *Artifacts:* `postprocess.json`,
 # `predicted_masks/*.png`, `submission.csv`, `examples.png`, `suspects.csv`, `scores.csv`, `summary.json`, and
-# `report.html`, the page to read; of new images the masks, the submission, the examples and the suspects,
-# below `predictions/<folder>-<checksum of its path>/`.
+# `report.html`, the page to read; of new images the masks, the submission, the examples, the suspects and
+# figures, below `predictions/<folder>-<checksum of its path>/`.
 
 # %%
 from dataclasses import replace
@@ -89,10 +89,10 @@ from ctseg.tables import check_tables
 # the same way. A value that is not given, or None, comes from the run: `-p run name` is enough.
 
 # %% tags=["parameters"]
-preset: str = None  # quick (the default), strong (best on a CPU), gpu (for GPUs) or baseline (the reference)
+preset: str = None  # quick (the default), strong (on a CPU), gpu, or baseline (the reference)
 data_root: str = ""  # folder of the data set, "phantom" for the synthetic one, "" to search
 run: str = ""  # folder below runs/, "" for a name made from the settings
-predict_folder: str = ""  # folder of images to predict instead of the test images; needs no training data
+predict_folder: str = ""  # new images to predict in place of test images; needs no training data
 runs: str = ""  # trained runs, as "a,b", whose predictions are averaged into a run of their own
 use_unfinished: bool = False  # make do with the epochs that unfinished folds have
 
@@ -126,8 +126,9 @@ else:
     found = [OutOfFold(find_oof(*member), train.cases) for member in members]
     each = select_common(found)
     validation = OutOfFold.average(each)
-    n, n_test, n_most = len(validation.cases), len(test), max(len(one.cases) for one in found)
-    print(f"{n} validation images{f' that all runs have, of {n_most}' * (n < n_most)}, {n_test} test images")
+    n, n_most = len(validation.cases), max(len(one.cases) for one in found)
+    which = f" that all runs have, of {n_most}" if n < n_most else ""
+    print(f"{n} validation images{which}, {len(test)} test images")
 
 # %% [markdown]
 # ## Validation, image by image
@@ -203,7 +204,7 @@ if validation:
 else:
     chosen = read_choice(run_dir / "postprocess.json", otherwise=baseline)
     if not (run_dir / "postprocess.json").is_file():
-        print("nothing is decided yet: run this notebook without predict_folder first for the best masks")
+        print("nothing is decided yet: for the best masks run this without predict_folder first")
 print(f"post-processing: {chosen}")
 
 # %% [markdown]
@@ -219,7 +220,8 @@ if validation:
         "chosen": summarize(validation.score(chosen)),
         "cross-fitted": summarize(honest_scores),
     }
-    write_json({"chosen": vars(chosen), "scores": choice_scores, "table": rows}, run_dir / "postprocess.json")
+    content = {"chosen": vars(chosen), "scores": choice_scores, "table": rows}
+    write_json(content, run_dir / "postprocess.json")
     display(keep_figure(plot_gains(rows), run_dir, "4 What each post-processing is worth"))
     display(table([{"": name, **score} for name, score in choice_scores.items()]))
 
@@ -270,7 +272,7 @@ if test:
 # %%
 if test:
     figure = plot_uncertainty(predictors, suspects[:4], mask_dir)
-    display(figure if config.predict_folder else keep_figure(figure, run_dir, "4 Where networks disagree"))
+    display(keep_figure(figure, out_dir, "4 Where networks disagree"))
 
 # %% [markdown]
 # Test images from the most suspicious to the least. Predictions magenta; true masks green, where they are
@@ -281,12 +283,13 @@ true_masks = None
 if test:
     if not config.predict_folder:
         true_masks = find_true_masks(Path(config.data_root), test.cases)
-    shown = pick_evenly([row["image_id"] for row in suspects], 48 if config.predict_folder else 6)
-    cases = [case for name in shown for case in test.cases if case.image_id == name]
-    figure = plot_predictions(cases, mask_dir, window=test.window, true_masks=true_masks)
+    case_of = {case.image_id: case for case in test.cases}
+    n_shown = 48 if config.predict_folder else 6
+    shown = pick_evenly([case_of[row["image_id"]] for row in suspects], n_shown)
+    figure = plot_predictions(shown, mask_dir, window=test.window, true_masks=true_masks)
     with atomic_path(out_dir / "examples.png") as partial:
         figure.savefig(partial, dpi=110, bbox_inches="tight")
-    display(figure if config.predict_folder else keep_figure(figure, run_dir, "4 Test images"))
+    display(keep_figure(figure, out_dir, "4 Test images"))
 
 # %% [markdown]
 # ## Scores
@@ -298,17 +301,19 @@ if test:
 # %%
 scores = {}
 if validation:
-    scores = {"validation, plain threshold": baseline_scores, "validation, cross-fitted": honest_scores}
+    scores["validation, plain threshold"] = baseline_scores
+    scores["validation, cross-fitted"] = honest_scores
     for (member, _), own in zip(members if config.runs else [], each):
         scores[f"validation, plain, {member.run} alone"] = own.score(baseline)
         gain = describe_gain(baseline_scores - own.score(baseline))
         print(f"the mean over {member.run} alone, plain threshold: {gain}")
 if true_masks:
     test_scores = score_masks(mask_dir, true_masks)
-    hard = {image_id for image_id, kind in read_kinds(true_masks.parent).items() if kind != "plain"}
+    kinds = read_kinds(true_masks.parent)
+    hard = {name: dice for name, dice in test_scores.items() if kinds.get(name, "plain") != "plain"}
     scores["test"] = list(test_scores.values())
-    scores["test, hard cases"] = [dice for image_id, dice in test_scores.items() if image_id in hard]
-    scores["test, plain cases"] = [dice for image_id, dice in test_scores.items() if image_id not in hard]
+    scores["test, hard cases"] = list(hard.values())
+    scores["test, plain cases"] = [dice for name, dice in test_scores.items() if name not in hard]
 summaries = {name: summarize(values) for name, values in scores.items() if len(values)}
 table([{"": name, **summary} for name, summary in summaries.items()])
 
@@ -334,9 +339,9 @@ if test:
 # %%
 if test:
     drawn = np.array([[0, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 1, 0, 0]], bool)
-    figure = plot_code(drawn, config)
-    display(figure if config.predict_folder else keep_figure(figure, run_dir, "4 The code of a mask"))
-    print(*[line[:90] for line in (out_dir / "submission.csv").read_text().splitlines()[:2]], sep="\n")
+    display(keep_figure(plot_code(drawn, config), out_dir, "4 The code of a mask"))
+    header, first, *_ = (out_dir / "submission.csv").read_text().splitlines()
+    print(header, first[:90], sep="\n")
 
 # %% [markdown]
 # The report begins with the result and ends with the figures of all four notebooks.

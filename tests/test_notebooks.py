@@ -90,6 +90,14 @@ def test_no_cell_below_the_parameters_sets_one(name):
     assert {node.id for node in nodes if isinstance(node.ctx, ast.Store)} & set(NAMES) == set()
 
 
+def is_nested(node):
+    """Whether a node is a comprehension with another one, or a second loop, in it."""
+    kinds = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+    if not isinstance(node, kinds):
+        return False
+    return len(node.generators) > 1 or sum(isinstance(inner, kinds) for inner in ast.walk(node)) > 1
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_cells_are_short_and_hold_no_logic_of_their_own(name):
     first = read(name).cells[0]
@@ -98,7 +106,8 @@ def test_cells_are_short_and_hold_no_logic_of_their_own(name):
         statements = ast.parse(cell.source).body
         imports = [node for node in statements if isinstance(node, ast.Import | ast.ImportFrom)]
         n_lines = len(cell.source.splitlines()) - sum(node.end_lineno - node.lineno + 1 for node in imports)
-        assert n_lines <= 15
+        assert n_lines <= 15 and max(map(len, cell.source.splitlines())) <= 100
+        assert not any(map(is_nested, ast.walk(ast.parse(cell.source))))
         for forbidden in ("def ", "class ", "sys.path", "!pip", "torch.load", "open("):
             assert forbidden not in cell.source.replace("Image.open(", "")
 
