@@ -137,6 +137,16 @@ def measure_masks(cases: Sequence[Case]) -> list[dict]:
     return list(map_threads(lambda case: measure_mask(read_mask(case.mask, case.mask_set)), cases))
 
 
+def divide_scores(scores: Mapping[str, float], kinds: Mapping[str, str]) -> dict[str, list[float]]:
+    """Test scores by id as a list, and those of hard and of plain cases, as a phantom's `kinds` tell them."""
+    divided: dict[str, list[float]] = {"test": [], "test, hard cases": [], "test, plain cases": []}
+    for image_id, dice in scores.items():
+        is_hard = kinds.get(image_id, "plain") != "plain"
+        divided["test"].append(dice)
+        divided["test, hard cases" if is_hard else "test, plain cases"].append(dice)
+    return divided
+
+
 def describe_gain(gains: np.ndarray) -> str:
     """A gain of Dice, image by image (N,), with its 95 % bootstrap interval and what it says."""
     low, high = bootstrap_interval(gains)

@@ -29,6 +29,7 @@ from ctseg.data import drop_unreadable
 from ctseg.diagnose import (
     choose_step_case,
     describe_gain,
+    divide_scores,
     measure_masks,
     pick_cases,
     rank_suspects,
@@ -309,11 +310,7 @@ if validation:
         print(f"the mean over {member.run} alone, plain threshold: {gain}")
 if true_masks:
     test_scores = score_masks(mask_dir, true_masks)
-    kinds = read_kinds(true_masks.parent)
-    hard = {name: dice for name, dice in test_scores.items() if kinds.get(name, "plain") != "plain"}
-    scores["test"] = list(test_scores.values())
-    scores["test, hard cases"] = list(hard.values())
-    scores["test, plain cases"] = [dice for name, dice in test_scores.items() if name not in hard]
+    scores |= divide_scores(test_scores, read_kinds(true_masks.parent))
 summaries = {name: summarize(values) for name, values in scores.items() if len(values)}
 table([{"": name, **summary} for name, summary in summaries.items()])
 

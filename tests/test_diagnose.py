@@ -12,6 +12,7 @@ from ctseg.data import find_cases, read_mask
 from ctseg.diagnose import (
     choose_step_case,
     describe_gain,
+    divide_scores,
     judge_training,
     measure_masks,
     pick_cases,
@@ -161,6 +162,15 @@ def test_the_most_suspicious_come_first_and_of_as_many_those_that_agree_least():
         "two": FINE | {"area": 0.01, "at_border": True},
     }
     assert [row["image_id"] for row in rank_suspects(predicted, USUAL)] == ["two", "one", "doubtful", "fine"]
+
+
+def test_test_scores_are_divided_into_hard_and_plain_cases():
+    scores, kinds = {"a": 0.9, "b": 0.5, "c": 0.8}, {"a": "plain", "b": "tiny"}
+    assert divide_scores(scores, kinds) == {
+        "test": [0.9, 0.5, 0.8],
+        "test, hard cases": [0.5],
+        "test, plain cases": [0.9, 0.8],
+    }
 
 
 def test_a_gain_is_described_with_its_interval_and_verdict():
