@@ -18,6 +18,7 @@ from ctseg.data import read_image
 from ctseg.files import atomic_path, print_anywhere, write_csv
 from ctseg.fingerprint import check_training_data, is_begun, read_mask_digests
 from ctseg.folds import find_folds
+from ctseg.metrics import MIN_IMAGES, find_verdict
 from ctseg.page import caption, draw_case, draw_svg, embed, write_page
 from ctseg.paths import find_run_dir, find_run_name, find_runs
 from ctseg.plots import plot_forest, table
@@ -26,7 +27,6 @@ from ctseg.predict import OutOfFold, read_scores
 from ctseg.runs import make_config, make_dataset, read_config
 from ctseg.train import read_history
 
-MIN_IMAGES = 50  # with fewer, in simulations, no kind of interval held as often as it should
 _N_RESAMPLES = 2000
 _LEVEL = 0.95
 _EQUAL = 1e-12  # smaller differences are rounding
@@ -108,8 +108,8 @@ def compare(configurations: Sequence[Configuration], *, only_common: bool = Fals
 
     Dice is that of a plain threshold, at each image's own size. The gain over the base has a simultaneous
     95 % interval: all of them hold at once in 95 of 100 comparisons, however many configurations there are.
-    Configurations that were not scored on the base's images are left out, and a note names them; with
-    `only_common` images are, which not all configurations have.
+    Configurations that were not scored on the base's images are left out, and a note names them. With
+    `only_common`, images that some configuration lacks are left out instead.
 
     Raises:
         ValueError: a run was trained on other masks than the base, or its predictions cannot be read; or
@@ -130,7 +130,7 @@ def compare(configurations: Sequence[Configuration], *, only_common: bool = Fals
     scores = np.array([list(averages[entry.name].values()) for entry in complete])  # (C, N)
     weights = draw_resamples(len(images))
     rows = sorted(_tabulate(complete, scores, weights), key=lambda row: row["rank"])
-    fold_gains = [_find_fold_gains(dice[row["name"]], dice[base.name]) for row in rows]
+    fold_gains = [_find_fold_gains(dice[row["name"]], dice[base.name], images) for row in rows]
     notes += [
         f"left out: {entry.name}, which was scored on {len(averages[entry.name])} images that are not the "
         f"{len(images)} of {base.name}"
@@ -147,7 +147,7 @@ def compare(configurations: Sequence[Configuration], *, only_common: bool = Fals
 
 
 def _select_common(dice: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Of each configuration's Dice by image those of the images that all of them have, in order.
+    """Keep, of each configuration's Dice by image, the images that all of them have.
 
     Raises:
         ValueError: there is none.
@@ -160,9 +160,12 @@ def _select_common(dice: Mapping[str, Mapping[str, float]]) -> dict[str, dict[st
     return {name: {image: scores[image] for image in common} for name, scores in dice.items()}
 
 
-def _find_fold_gains(dice: Sequence[Mapping], base: Sequence[Mapping]) -> list[float]:
-    """The mean gain on each fold, or of each repeat, that has the same images as the base's."""
-    pairs = [(own, other) for own, other in zip(dice, base) if own.keys() == other.keys()]
+def _find_fold_gains(dice: Sequence[Mapping], base: Sequence[Mapping], images: Sequence[str]) -> list[float]:
+    """The mean gain on each fold, or of each repeat, that has the same ones of these images as the base's."""
+    dice, base = (
+        [{name: fold[name] for name in images if name in fold} for fold in folds] for folds in (dice, base)
+    )
+    pairs = [(own, other) for own, other in zip(dice, base) if other and own.keys() == other.keys()]
     return [float(np.mean([own[name] - other[name] for name in other])) for own, other in pairs]
 
 
@@ -288,13 +291,6 @@ def _tabulate(configurations: Sequence[Configuration], scores: np.ndarray, weigh
             }
         )
     return rows
-
-
-def find_verdict(low: float, high: float, n_images: int) -> str:
-    """What a simultaneous interval of a gain says: better, worse, undecided or, below 50 images, nothing."""
-    if n_images < MIN_IMAGES:
-        return "too few images"
-    return "better" if low > _EQUAL else "worse" if high < -_EQUAL else "undecided"
 
 
 def _read_minutes(fold_dir: Path) -> float:

@@ -11,15 +11,15 @@ from torch import nn
 from ctseg.config import Config
 from ctseg.data import Case, map_threads, read_mask
 from ctseg.losses import Losses
-from ctseg.metrics import bootstrap_interval
+from ctseg.metrics import bootstrap_interval, find_verdict
 from ctseg.model import UNet
 from ctseg.postprocess import PostProcess, measure_mask
 
 _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-# Rules of thumb on validation Dice, for advice only.
-_HARDLY, _MATTERS = 0.5, 0.005
+_HARDLY = 0.5  # Dice, below which nothing else is worth saying
 _RARE = 0.02  # the share of training masks below which a property is suspicious in a prediction
-_DOUBT = 0.85  # networks that agree by less, in Dice
+_LOWEST, _AGREED = 0.1, 0.95  # the share of images with least agreement is suspicious, if it is below this
+_MIN_TYPICAL = 50  # training masks that tell what is rare
 
 
 @torch.inference_mode()
@@ -27,7 +27,8 @@ def tabulate_levels(model: UNet, size: int) -> list[dict]:
     """Tabulate the maps inside a network for an image of `size` x `size` pixels, from the image down.
 
     Of each level: its stride, the side of its maps in pixels, and the channels that the encoder makes there
-    and the decoder on the way up; the deepest level has no decoder, and None.
+    and the decoder on the way up; the deepest level has no decoder, and None. The model is put into
+    evaluation mode.
     """
     device = next(model.parameters()).device
     padded = size + -size % model.encoder.stride
@@ -59,11 +60,12 @@ def tabulate_losses(losses: Sequence[Losses]) -> list[dict]:
 
 
 def tabulate_seconds(histories: Mapping[int, Sequence[Mapping]]) -> list[dict]:
-    """Tabulate, for each fold, its epochs and where their time went, in seconds."""
+    """Tabulate, for each fold, its epochs and where their time went, in seconds; None if unknown."""
     rows = []
     for fold, history in histories.items():
         total, validation = (sum(row[name] for row in history) for name in ("seconds", "val_seconds"))
-        times = {"training, s": total - validation, "validation, s": validation}
+        parts = (total - validation, validation) if validation else (None, None)  # an earlier version's run
+        times = dict(zip(("training, s", "validation, s"), parts))
         rows.append({"fold": fold, "epochs": len(history), **times, "an epoch, s": total / len(history)})
     return rows
 
@@ -71,35 +73,42 @@ def tabulate_seconds(histories: Mapping[int, Sequence[Mapping]]) -> list[dict]:
 def judge_training(history: Sequence[Mapping], config: Config, *, n_validation: int) -> str:
     """Say in a sentence or two what a fold's curves mean, and what to try next.
 
-    By rules of thumb: Dice below one half is hardly trained; an end that is lower than the best epoch, with a
-    loss that went on falling, is overfitting; a last fifth that is higher than the fifth before is still
-    improving. A difference counts from 0.005 on or, of few images, from 0.1 / √n, which is about the
-    standard error of a mean Dice.
+    Means over a fifth of the epochs are compared. A difference is more than chance above three standard
+    errors of such a difference, by the noise from epoch to epoch, and above 0.1 / √n, the standard error of a
+    mean over n images whose Dice varies by 0.1. With one_cycle the end is flat by the schedule, whatever a
+    longer run would bring.
     """
-    matters = max(_MATTERS, 0.1 / math.sqrt(n_validation))
-    dice = np.array([row["val_dice"] for row in history])
-    best, n = int(dice.argmax()), len(dice)
-    more = f"-p epochs {2 * n}" if config.epochs else f"-p budget_minutes {2 * config.budget_minutes:g}"
-    if dice[best] < _HARDLY:
+    dice, loss = (np.array([row[name] for row in history]) for name in ("val_dice", "loss"))
+    n, fifth = len(dice), max(1, len(dice) // 5)
+    longer = 2 * max(n, config.epochs or 0)
+    more = f"-p epochs {longer}" if config.epochs else f"-p budget_minutes {2 * config.budget_minutes:g}"
+    if dice.max() < _HARDLY:
         return (
-            f"Hardly trained: {dice[best]:.3f} at best. Look at the outlines in notebook 01, then try a "
+            f"Hardly trained: {dice.max():.3f} at best. Look at the outlines in notebook 01, then try a "
             f"longer run ({more}) or another lr."
         )
     if n < 5:
         return f"Too few epochs to tell ({n}). Try {more}."
-    fifth = max(1, n // 5)
-    gain = float(dice[-fifth:].mean() - dice[-2 * fifth : -fifth].mean())
-    if dice[best] - dice[-1] > matters and history[-1]["loss"] < history[best]["loss"]:
+    means, losses = (np.convolve(values, np.full(fifth, 1 / fifth), "valid") for values in (dice, loss))
+    noise = np.std(np.diff(dice[n // 2 :])) / math.sqrt(2)
+    chance = max(3 * noise * math.sqrt(2 / fifth), 0.1 / math.sqrt(n_validation))
+    best, gain = int(means.argmax()), float(means[-1] - means[-1 - fifth])
+    if means[best] - means[-1] > chance and losses[-1] < losses[best]:
         return (
-            f"Overfitting: since epoch {best + 1} validation lost {dice[best] - dice[-1]:.3f} while the loss "
-            f"went on falling. Try pretrained weights, stronger augmentation or fewer epochs."
+            f"Overfitting: validation lost {means[best] - means[-1]:.3f} while the loss went on falling. Try "
+            "pretrained weights, stronger augmentation or fewer epochs."
         )
-    if gain > matters:
-        return f"Still improving: +{gain:.3f} in the last {fifth} epochs. Try a longer run: {more}."
-    larger = f"-p target_size {config.target_size * 3 // 2}"
-    start = "" if config.weights else "pretrained weights (-p preset strong), or "
+    if config.schedule == "one_cycle":
+        return (
+            f"Ended with its schedule, at {dice[-1]:.3f}. Its last steps are tiny, so the flat end does not "
+            f"say whether a longer run helps: try {more}."
+        )
+    if gain > chance:
+        return f"Still improving: {gain:+.3f} in the last {fifth} epochs. Try a longer run: {more}."
     return (
-        f"Flat: {gain:+.3f} in the last {fifth} epochs. More of the same hardly helps; try {start}{larger}."
+        f"No change beyond chance in the last {fifth} epochs ({gain:+.3f}, chance ± {chance:.3f}). Try a "
+        "lower lr at the end (-p schedule one_cycle) or a larger square "
+        f"(-p target_size {config.target_size * 3 // 2})."
     )
 
 
@@ -119,7 +128,7 @@ def tabulate_thresholds(
 
 
 def choose_step_case(scores: np.ndarray, others: np.ndarray) -> int:
-    """The case whose Dice (N,) other steps (N,) change most; of no change at all, the middle one."""
+    """The case whose Dice (N,) by two post-processings differs most; without a difference the middle one."""
     changes = np.abs(others - scores)
     return int(changes.argmax() if changes.any() else np.argsort(scores)[len(scores) // 2])
 
@@ -150,22 +159,43 @@ def divide_scores(scores: Mapping[str, float], kinds: Mapping[str, str]) -> dict
 def describe_gain(gains: np.ndarray) -> str:
     """A gain of Dice, image by image (N,), with its 95 % bootstrap interval and what it says."""
     low, high = bootstrap_interval(gains)
-    verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
-    return f"{gains.mean():+.4f} [{low:+.4f}, {high:+.4f}], {verdict}"
+    return f"{gains.mean():+.4f} [{low:+.4f}, {high:+.4f}], {find_verdict(low, high, len(gains))}"
 
 
 def rank_suspects(predicted: Mapping[str, Mapping], typical: Sequence[Mapping]) -> list[dict]:
     """List predictions with what is suspicious about them, the most suspicious ones first.
 
-    A property is suspicious where fewer than 2 % of training masks have it, and networks that agree by less
-    than 0.85. Most reasons come first and, of as many, least agreement.
+    A shape is suspicious where fewer than 2 % of the training masks that are not empty have it, an empty mask
+    where fewer than 2 % are empty, and the least agreement of networks, a tenth of the images, below 0.95.
+    Most reasons come first and, of as many, least agreement.
 
     Args:
         predicted: by image id what `write_masks` returns.
-        typical: what `measure_mask` finds in training masks; without any, only an empty mask and little
-            agreement are suspicious.
+        typical: what `measure_mask` finds in training masks; with fewer than 50, only an empty mask and
+            disagreement are suspicious.
     """
-    reasons = {image_id: _list_reasons(row, typical) for image_id, row in predicted.items()}
+    regions = [mask for mask in typical if mask["area"]]
+    n_empty = len(typical) - len(regions)
+    usual = {name: np.array([mask[name] for mask in regions]) for name in ("area", "components", "at_border")}
+    limit = np.quantile([row["agreement"] for row in predicted.values()], _LOWEST) if predicted else 0.0
+
+    def list_reasons(row: Mapping) -> list[str]:
+        doubts = (
+            [f"networks agree by {row['agreement']:.2f}"] if row["agreement"] <= min(limit, _AGREED) else []
+        )
+        if not row["area"]:
+            return doubts if n_empty >= _RARE * len(typical) > 0 else ["empty", *doubts]
+        if len(regions) < _MIN_TYPICAL:
+            return doubts
+        shares = {
+            "tiny": np.mean(usual["area"] <= row["area"]),
+            "huge": np.mean(usual["area"] >= row["area"]),
+            f"{row['components']} components": np.mean(usual["components"] >= row["components"]),
+            "at the border": np.mean(usual["at_border"] >= row["at_border"]),
+        }
+        return [text for text, share in shares.items() if share < _RARE] + doubts
+
+    reasons = {image_id: list_reasons(row) for image_id, row in predicted.items()}
     order = sorted(
         predicted, key=lambda image_id: (-len(reasons[image_id]), predicted[image_id]["agreement"])
     )
@@ -173,25 +203,3 @@ def rank_suspects(predicted: Mapping[str, Mapping], typical: Sequence[Mapping]) 
         {"image_id": image_id, "suspicious": ", ".join(reasons[image_id]), **predicted[image_id]}
         for image_id in order
     ]
-
-
-def _list_reasons(row: Mapping, typical: Sequence[Mapping]) -> list[str]:
-    """What is suspicious about a prediction, in a few words each."""
-    area, pieces, agreement = row["area"], row["pieces"], row["agreement"]
-    doubts = [f"networks agree by {agreement:.2f}"] if agreement < _DOUBT else []
-    if not area:
-        return (
-            ["empty", *doubts] if not typical or _is_rare(typical, lambda mask: not mask["area"]) else doubts
-        )
-    having = {
-        "tiny": lambda mask: 0 < mask["area"] <= area,
-        "huge": lambda mask: mask["area"] >= area,
-        f"{pieces} pieces": lambda mask: mask["pieces"] >= pieces,
-        "touches the border": lambda mask: mask["at_border"] >= row["at_border"],
-    }
-    return [text for text, has in having.items() if _is_rare(typical, has)] + doubts
-
-
-def _is_rare(typical: Sequence[Mapping], has: Callable[[Mapping], bool]) -> bool:
-    """Whether few training masks have a property; never where there are none to tell."""
-    return sum(map(has, typical)) < _RARE * len(typical)

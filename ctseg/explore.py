@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,8 +62,8 @@ def read_example(case: Case, window: tuple[float, float] | None = None, *, side:
 def read_examples(config: Config, n: int) -> list[Example]:
     """Read at most n training pairs, evenly spaced over a data set that may have broken files.
 
-    In place of a pair that cannot be read comes the next one, before the next of the n. A 16-bit image is
-    read through the config's window, or its own where the config has none.
+    A pair that cannot be read is replaced by its next neighbor. A 16-bit image is read through the config's
+    window, or its own where the config has none.
     """
     images, masks = find_training_files(find_folders(Path(config.data_root), config), config)
     pairs = [(stem, paths[0], masks[stem][0]) for stem, paths in images.items() if stem in masks]
@@ -157,19 +158,22 @@ def average_channels(descriptions: Sequence[Mapping], statistic: str) -> list[fl
     return [sum(row[f"{statistic}_{channel}"] for channel in "rgb") / 3 for row in descriptions]
 
 
+_UNUSUAL = 2.0  # standard deviations from the median
+
+
 def find_outliers(descriptions: Sequence[Mapping], n: int) -> list[tuple[int, str]]:
     """Find the n most unusual of `describe_cases`' rows, the most unusual first: (index, why).
 
     Of size, shape, brightness, contrast and mask area the one counts that is farthest from the median, in
     standard deviations as estimated from the median absolute deviation, and each has its share of the n, lest
-    all be small regions. An empty mask is not unusual.
+    all be small regions. Less than two of them are not unusual, nor is an empty mask.
     """
     found = [_measure_trait(trait, descriptions) for trait in _TRAITS]
     distances = np.array([trait_distances for trait_distances, _ in found])  # (traits, N)
     order = np.argsort(-distances.max(axis=0), kind="stable")
     trait_of, picked = distances.argmax(axis=0), []
     for trait, (_, texts) in enumerate(found):
-        own = [index for index in order if trait_of[index] == trait]
+        own = [index for index in order if trait_of[index] == trait and distances[trait, index] > _UNUSUAL]
         picked += [(int(index), texts[index]) for index in own[: -(-n // len(found))]]
     return sorted(picked, key=lambda pair: -distances[:, pair[0]].max())[:n]
 
@@ -202,7 +206,7 @@ def tabulate_border_cost(cases: Sequence[Case], target_size: int) -> list[dict]:
     """Tabulate what a border that is one pixel off costs, in squares of `target_size`, one row per mask.
 
     mask_area, its share of the image; dice_grown and dice_shrunk, the Dice of the mask with itself grown and
-    shrunk by one pixel. Masks without a pixel in the square are left out.
+    shrunk by one pixel, 0 for a region without a pixel in the square. Empty masks are left out.
     """
     rows = map_threads(partial(_measure_border_cost, target_size=target_size), cases)
     return [row for row in rows if row]
@@ -211,24 +215,26 @@ def tabulate_border_cost(cases: Sequence[Case], target_size: int) -> list[dict]:
 def _measure_border_cost(case: Case, target_size: int) -> dict | None:
     """One row of `tabulate_border_cost`."""
     mask = read_mask(case.mask, case.mask_set)
-    small = average_area(mask, make_letterbox(mask.shape, target_size).resized_size) > 0.5
-    if not small.any():
+    if not mask.any():
         return None
+    small = average_area(mask, make_letterbox(mask.shape, target_size).resized_size) > 0.5
     shrunk = binary_erosion(small, border_value=1)  # a region goes on beyond the edge of its image
     return {
         "image_id": case.image_id,
         "mask_area": float(mask.mean()),
-        "dice_grown": dice_score(binary_dilation(small), small),
-        "dice_shrunk": dice_score(shrunk, small),
+        "dice_grown": dice_score(binary_dilation(small), small) if small.any() else 0.0,
+        "dice_shrunk": dice_score(shrunk, small) if small.any() else 0.0,
     }
 
 
-def find_twins(train: Sequence[Case], test: Sequence[Case]) -> list[tuple[Case, Case]]:
-    """Find near-duplicates of training images as the data check does; pairs with a test image come first."""
+def find_near_duplicates(train: Sequence[Case], test: Sequence[Case]) -> list[tuple[Case, Case]]:
+    """Find pairs of near-duplicates as the data check does, with test images and within training in turn."""
     cases = [*train, *test]
     pairs = find_duplicates(list(map_threads(_read_thumbnail, cases)))
-    pairs = sorted((pair for pair in pairs if pair[0] < len(train)), key=lambda pair: pair[1] < len(train))
-    return [(cases[first], cases[second]) for first, second in pairs]
+    across = [(first, second) for first, second in pairs if first < len(train) <= second]
+    within = [(first, second) for first, second in pairs if second < len(train)]
+    in_turn = chain(*zip_longest(across, within))
+    return [(cases[pair[0]], cases[pair[1]]) for pair in in_turn if pair]
 
 
 def _read_thumbnail(case: Case) -> np.ndarray:
@@ -241,25 +247,21 @@ def tabulate_channels(
 ) -> list[dict]:
     """Tabulate how well each channel alone tells a region from the rest, the best one first.
 
-    auc is the chance that a pixel inside is higher than one outside (or lower, if that is more likely in an
-    image), averaged over the images: 0.5 says nothing, 1 says all. lower_inside is the share of images where
-    it is lower. Images are at most `side` pixels wide; those without a region or a rest are left out. Where
-    all are gray, gray is the only row.
+    auc is the chance that a pixel inside is higher than one outside, averaged over the images; where that is
+    below one half, regions are lower, and it is the chance that one is lower. 0.5 tells nothing, 1 all.
+    lower_inside is the share of images where regions are lower. Images are at most `side` pixels wide; those
+    without a region or a rest are left out, and gray ones count for gray alone.
     """
-    found = map_threads(partial(_separate, window=window, side=side), cases)
+    found = map_threads(partial(_measure_channels, window=window, side=side), cases)
     areas = [row for row in found if row]  # under curves, of each image
-    names = ["gray"] if all(row.keys() == {"gray"} for row in areas) else _CHANNELS
     rows = []
-    for name in names if areas else ():
-        values = np.array([row.get(name, 0.5) for row in areas])
-        rows.append(
-            {
-                "channel": name,
-                "auc": float(np.maximum(values, 1 - values).mean()),
-                "lower_inside": float((values < 0.5).mean()),
-                "images": len(values),
-            }
-        )
+    for name in _CHANNELS:
+        if values := np.array([row[name] for row in areas if name in row]).tolist():
+            mean = float(np.mean(values))
+            lower = float(np.mean(np.array(values) < 0.5))
+            rows.append(
+                {"channel": name, "auc": max(mean, 1 - mean), "lower_inside": lower, "images": len(values)}
+            )
     return sorted(rows, key=lambda row: -row["auc"])
 
 
@@ -269,7 +271,7 @@ _CHANNELS = (
 )
 
 
-def _separate(case: Case, window: tuple[float, float] | None, side: int) -> dict[str, float]:
+def _measure_channels(case: Case, window: tuple[float, float] | None, side: int) -> dict[str, float]:
     """The area under the curve of each of a case's channels; {} without a region or a rest."""
     example = read_example(case, window, side=side)
     if example.mask.min() == example.mask.max():
@@ -316,18 +318,19 @@ _RANGES = {  # of the random changes by strength s, as `Augment` draws them
 
 
 def describe_change(name: str, strength: float) -> str:
-    """A random change with its range and unit.
+    """A random change with its range and unit; one of your own with its strength.
 
-    >>> describe_change("rotation", 20), describe_change("scale", 0.25)
-    ('rotation: ± 20°', 'scale: × 0.80 … 1.25, and a shift')
+    >>> describe_change("rotation", 20), describe_change("scale", 0.25), describe_change("own", 0.5)
+    ('rotation: ± 20°', 'scale: × 0.80 … 1.25, and a shift', 'own: 0.5')
     """
-    return f"{name}: {_RANGES[name](strength)}"
+    describe = _RANGES.get(name, "{:g}".format)
+    return f"{name}: {describe(strength)}"
 
 
-def show_changes(
+def make_changes(
     pixels: Tensor, strengths: Mapping[str, float], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Show what each random change alone does: by its description, the original and two unlike draws.
+    """Make what each random change alone does: by its description, the original and two unlike draws.
 
     A grid is drawn on the image, so that one sees how it bends. Changes of strength 0 are left out.
 
@@ -371,28 +374,23 @@ def draw_ends(augment: Augment, generator: torch.Generator, n_draws: int = 64) -
 
 def tabulate_round_trip(cases: Sequence[Case], target_sizes: Sequence[int]) -> list[dict]:
     """Tabulate, by target size, the masks' mean Dice after the round trip, thresholded late and early."""
-    rows = []
-    for size in target_sizes:
-        late, early = np.mean(list(map_threads(partial(_round_trips, target_size=size), cases)), axis=0)
-        rows.append({"target_size": size, "dice": float(late), "dice_thresholded_early": float(early)})
-    return rows
+    each = map_threads(partial(_score_round_trips, target_sizes=target_sizes), cases)
+    means = np.mean(list(each), axis=0)  # (sizes, 2)
+    return [
+        {"target_size": size, "dice": float(late), "dice_thresholded_early": float(early)}
+        for size, (late, early) in zip(target_sizes, means)
+    ]
 
 
-def _round_trips(case: Case, target_size: int) -> tuple[float, float]:
-    """Dice of a case's mask after the round trip, with the late threshold and with the early one."""
+def _score_round_trips(case: Case, target_sizes: Sequence[int]) -> list[tuple[float, float]]:
+    """Dice of a case's mask after the round trip by each size, with the late and with the early threshold."""
     mask = read_mask(case.mask, case.mask_set)
-    late, early = make_round_trips(mask, target_size)
-    return dice_score(late, mask), dice_score(early, mask)
-
-
-def round_trip_dice(mask: np.ndarray, target_size: int) -> float:
-    """Dice of a mask, bool (H, W), with itself after the round trip: a perfect network's score."""
-    late, _ = make_round_trips(mask, target_size)
-    return dice_score(late, mask)
+    trips = [make_round_trips(mask, size) for size in target_sizes]
+    return [(dice_score(late, mask), dice_score(early, mask)) for late, early in trips]
 
 
 def make_round_trips(mask: np.ndarray, target_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bring a mask, bool (H, W), into the square and back to its own size, as if a network were perfect.
+    """Bring a mask, bool (H, W), into the square and back to its own size, as if a network made its target.
 
     Returns:
         Two masks, bool (H, W): thresholded late, at their own size; and early, cut to 0 and 1 in the square.

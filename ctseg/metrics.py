@@ -31,6 +31,17 @@ def dice_score(pred_mask: np.ndarray, true_mask: np.ndarray) -> float:
     return float(2 * np.count_nonzero(pred_mask & true_mask) / total) if total else 1.0
 
 
+MIN_IMAGES = 50  # with fewer, in simulations, no kind of interval held as often as it should
+_EQUAL = 1e-12  # smaller differences are rounding
+
+
+def find_verdict(low: float, high: float, n_images: int) -> str:
+    """What the interval of a gain says: better, worse, undecided or, below 50 images, too few images."""
+    if n_images < MIN_IMAGES:
+        return "too few images"
+    return "better" if low > _EQUAL else "worse" if high < -_EQUAL else "undecided"
+
+
 def bootstrap_interval(scores: np.ndarray) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of `scores` (N,); of differences, it is paired.
 

@@ -8,7 +8,10 @@ from types import MappingProxyType
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ctseg.data import Case, png_path, read_image, read_mask
 from ctseg.metrics import dice_score
@@ -21,7 +24,6 @@ _LOOK = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.labelsize": 9,
-    "axes.titlesize": 9,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
@@ -69,14 +71,48 @@ def new_axes(n: int, *, columns: int, size: float, height: float | None = None) 
     return figure, axes.flat[:n]
 
 
+def plot_sentence(text: str) -> Figure:
+    """A figure that only says why there is nothing to draw."""
+    figure, (axis,) = new_axes(1, columns=1, size=8, height=0.5)
+    axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=10)
+    axis.axis("off")
+    return figure
+
+
+def add_bar(figure: Figure, shown: AxesImage, axes: Axes | list[Axes], label: str) -> None:
+    """Add the color bar of a map, next to these axes."""
+    bar = figure.colorbar(shown, ax=axes, shrink=0.7)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
+def use_log_axis(axis: Axes) -> None:
+    """Make the x axis logarithmic, with plain numbers at 1, 2 and 5 of each decade."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def find_stride(array: np.ndarray) -> int:
+    """Of an image (H, W, 3) or mask (H, W), every how many-th pixel is drawn, so that 512 to 1,023 remain."""
+    return max(1, max(array.shape[:2]) // 512)
+
+
 def thin_out(array: np.ndarray) -> np.ndarray:
-    """Every n-th row and column of an image (H, W, 3) or mask (H, W), so that 512 to 1,023 pixels remain."""
-    every = max(1, max(array.shape[:2]) // 512)
+    """Every n-th row and column of an image (H, W, 3) or mask (H, W), see `find_stride`."""
+    every = find_stride(array)
     return np.ascontiguousarray(array[::every, ::every])
 
 
+def draw_outline(axis: Axes, mask: np.ndarray, color: str, style: str = "-", linewidth: float = 1.2) -> None:
+    """Draw a mask's outline, if it has one."""
+    if mask.any() and not mask.all() and min(mask.shape) > 1:
+        axis.contour(mask, levels=[0.5], colors=color, linestyles=style, linewidths=linewidth)
+
+
 def show_case(
-    axis: plt.Axes,
+    axis: Axes,
     image: np.ndarray,
     true_mask: np.ndarray | None,
     pred_mask: np.ndarray | None,
@@ -85,9 +121,8 @@ def show_case(
     """Draw an image (H, W, 3), thinned out, with its true and predicted outlines."""
     axis.imshow(thin_out(image))
     for mask, color in ((true_mask, TRUE), (pred_mask, PREDICTED)):
-        mask = None if mask is None else thin_out(mask)
-        if mask is not None and mask.any() and not mask.all() and min(mask.shape) > 1:
-            axis.contour(mask, levels=[0.5], colors=color, linewidths=1.2)
+        if mask is not None:
+            draw_outline(axis, thin_out(mask), color)
     axis.set_title(title, fontsize=8, parse_math=False)
     axis.axis("off")
 
@@ -143,7 +178,8 @@ def plot_history(
     for axis, text in zip(axes, panels):
         for fold, history in histories.items():
             epochs = [row["epoch"] for row in history]
-            marker = "." if len(history) <= 50 else ""  # a single epoch has no line
+            # A single epoch has no line; a seventh fold has the first one's color.
+            marker = "" if len(history) > 50 else ".x+"[fold // len(COLORS) % 3]
             for name, style in zip(PANELS[text], ("-", "--")):
                 label = f"fold {fold}" if style == "-" else None
                 values = [row[name] for row in history]
@@ -157,6 +193,17 @@ def plot_history(
     return figure
 
 
+def draw_gains(axis: Axes, rows: Sequence[Mapping], names: Sequence[str], is_filled: Sequence[bool]) -> None:
+    """Draw each row's gain with its interval, the first on top; filled marks, or hollow ones."""
+    for place, (row, filled) in enumerate(zip(rows, is_filled)):
+        spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]
+        fill = COLORS[0] if filled else "white"
+        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color=COLORS[0], mfc=fill, capsize=3)
+    axis.axvline(0, color="gray", linewidth=1)
+    axis.set(yticks=range(len(rows)), yticklabels=names)
+    axis.set_ylim(len(rows) - 0.5, -0.5)  # the first on top, none on the frame
+
+
 def plot_forest(
     rows: Sequence[Mapping], fold_gains: Sequence[Sequence], effects: Sequence[Mapping]
 ) -> Figure:
@@ -166,15 +213,8 @@ def plot_forest(
     """
     names = [f"{row['name']}: {row['verdict']}" for row in [*rows, *effects]]
     figure, (axis,) = new_axes(1, columns=1, size=9, height=0.26 * len(names) + 1)
-    for place, row in enumerate([*rows, *effects]):
-        spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]
-        fill = COLORS[0] if place < len(rows) else "white"
-        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color=COLORS[0], mfc=fill, capsize=3)
+    draw_gains(axis, [*rows, *effects], names, [True] * len(rows) + [False] * len(effects))
     for place, gains in enumerate(fold_gains):
         axis.plot(gains, [place] * len(gains), ".", color=COLORS[1], markersize=4, zorder=3)
-    axis.axvline(0, color="gray", linewidth=1)
-    axis.set(yticks=range(len(names)), yticklabels=names)
     axis.set_xlabel("Dice gained over the base; simultaneous 95 % intervals, dots are folds or repeats")
-    axis.tick_params(axis="y", labelsize=8)
-    axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top, none on the frame
     return figure

@@ -2,17 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from ctseg.explore import Example, average_channels, find_difference, make_round_trips
 from ctseg.metrics import dice_score
-from ctseg.plots import COLORS, PREDICTED, TRUE, new_axes, plot_cases, show_case
+from ctseg.plots import (
+    COLORS,
+    PREDICTED,
+    TRUE,
+    add_bar,
+    draw_outline,
+    find_stride,
+    new_axes,
+    plot_cases,
+    plot_sentence,
+    show_case,
+    use_log_axis,
+)
 from ctseg.transforms import ResizeAndPad
 
 _EARLY = COLORS[4]  # the outline of a mask that was thresholded early
@@ -26,18 +37,15 @@ _PIXELS = {
 }
 
 
-def write_sentence(text: str) -> Figure:
-    """A figure that only says why there is nothing to draw."""
-    figure, (axis,) = new_axes(1, columns=1, size=8, height=0.5)
-    axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=10)
-    axis.axis("off")
-    return figure
-
-
-def plot_examples(examples: Sequence[Example], titles: Sequence[str] | None = None) -> Figure:
-    """A sheet of small cases with their masks outlined; by default their ids are the titles."""
+def plot_examples(
+    examples: Sequence[Example],
+    titles: Sequence[str] | None = None,
+    *,
+    otherwise: str = "There is no pair of image and mask that can be read.",
+) -> Figure:
+    """A sheet of small cases with their masks outlined, by default with their ids; a sentence of none."""
     if not examples:
-        return write_sentence("There is no pair of image and mask that can be read.")
+        return plot_sentence(otherwise)
     titles = titles or [example.image_id for example in examples]
     images, masks = [example.image for example in examples], [example.mask for example in examples]
     return plot_cases(images, masks, titles=titles)
@@ -89,9 +97,7 @@ def plot_average_mask(average: np.ndarray) -> Figure:
     figure, (axis,) = new_axes(1, columns=1, size=4.4, height=3.6)
     drawn = axis.imshow(average, cmap="viridis", vmin=0, extent=(0, 1, 1, 0))
     axis.set(xlabel="share of the width", ylabel="share of the height")
-    bar = figure.colorbar(drawn)
-    bar.set_label("share of masks", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
+    add_bar(figure, drawn, axis, "share of masks")
     return figure
 
 
@@ -103,7 +109,7 @@ def plot_areas(descriptions: Sequence[Mapping], border_costs: Sequence[Mapping],
     areas = np.array([100 * row["mask_area"] for row in descriptions])
     n_empty, drawn = np.count_nonzero(areas == 0), areas[areas > 0]
     if not drawn.size:
-        return write_sentence(f"All {n_empty} masks are empty.")
+        return plot_sentence(f"All {n_empty} masks are empty.")
     figure, (counts, costs) = new_axes(2, columns=2, size=5.2, height=3.2)
     costs.sharex(counts)
     counts.hist(drawn, bins=np.geomspace(0.9 * drawn.min(), 1.1 * drawn.max(), 31))
@@ -118,10 +124,8 @@ def plot_areas(descriptions: Sequence[Mapping], border_costs: Sequence[Mapping],
     costs.set_title(f"border off by one of {target_size} pixels", fontsize=9)
     costs.legend(fontsize=8)
     for axis in (counts, costs):
-        axis.set(xscale="log", xlabel="mask, % of the image")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("mask, % of the image")
+        use_log_axis(axis)
     return figure
 
 
@@ -136,17 +140,17 @@ def plot_colors(train: Sequence[Mapping], test: Sequence[Mapping]) -> Figure:
     figure, axes = new_axes(len(colors) + 1, columns=len(colors) + 1, size=3.1, height=2.7)
     for axis, (name, color) in zip(axes, colors.items()):
         key = f"mean_{name[0]}"  # of gray images, green's
-        _compare(axis, [row[key] for row in train], [row[key] for row in test], color=color)
+        _draw_shares(axis, [row[key] for row in train], [row[key] for row in test], color=color)
         axis.set_xlabel(f"mean of {name} in an image, 0 … 255")
     contrast = average_channels(train, "std"), average_channels(test, "std")
-    _compare(axes[-1], *contrast, color=COLORS[3], high=128)
+    _draw_shares(axes[-1], *contrast, color=COLORS[3], high=128)
     axes[-1].set_xlabel("contrast: standard deviation in an image")
     axes[0].set_ylabel("share of images")
     axes[-1].legend(fontsize=8)
     return figure
 
 
-def _compare(axis: plt.Axes, train: Sequence[float], test: Sequence[float], color, high: float = 255) -> None:
+def _draw_shares(axis: Axes, train: Sequence[float], test: Sequence[float], color, high: float = 255) -> None:
     """Draw the shares of training images, filled, and of test images, outlined, in 26 bins from 0 to high."""
     bins = np.linspace(0, high, 27)
     axis.hist(
@@ -157,10 +161,10 @@ def _compare(axis: plt.Axes, train: Sequence[float], test: Sequence[float], colo
         axis.hist(test, bins, weights=shares, histtype="step", color="black", linewidth=1.4, label="test")
 
 
-def plot_twins(examples: Sequence[Example]) -> Figure:
+def plot_near_duplicates(examples: Sequence[Example]) -> Figure:
     """Near-duplicates side by side: examples 0 and 1 are a pair, and so on; test images have no mask."""
     if not examples:
-        return write_sentence(
+        return plot_sentence(
             "There are no near-duplicates, within the training set or across to the test set."
         )
     subsets = ["test" if example.mask is None else "training" for example in examples]
@@ -174,7 +178,7 @@ def plot_twins(examples: Sequence[Example]) -> Figure:
 def plot_channels(rows: Sequence[Mapping]) -> Figure:
     """The area under the curve of each of `tabulate_channels`' rows, and where regions are lower."""
     if not rows:
-        return write_sentence("There is no mask with a region and a background to tell apart.")
+        return plot_sentence("There is no mask with a region and a background to tell apart.")
     figure, (axis,) = new_axes(1, columns=1, size=6, height=0.26 * len(rows) + 1)
     for place, row in enumerate(rows):
         text = f"lower inside in {100 * row['lower_inside']:.0f} % of images"
@@ -216,28 +220,22 @@ def plot_undo(image: np.ndarray, mask: np.ndarray, target_size: int) -> Figure:
         f"early threshold: Dice {dice_score(early, mask):.4f}": (early, _EARLY, "--", 2.0),
     }
     for name, (outline, color, style, linewidth) in outlines.items():
-        _draw_outline(axes[3], outline[zoom], color, style, linewidth)
+        draw_outline(axes[3], outline[zoom], color, style, linewidth)
         axes[3].plot([], [], style, color=color, linewidth=linewidth, label=name)
     axes[3].axis("off")
     axes[3].legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), fontsize=8, frameon=False)
     top, left = (part.start for part in zoom)
     box = {"fill": False, "edgecolor": "white", "linestyle": ":", "linewidth": 1.5}
-    every = max(1, max(mask.shape) // 512)
+    every = find_stride(mask)
     axes[2].add_patch(Rectangle((left / every, top / every), side / every, side / every, **box))
     axes[3].set_title("the dotted box, larger", fontsize=8)
     return figure
 
 
-def _draw_outline(axis: plt.Axes, mask: np.ndarray, color: str, style: str, linewidth: float) -> None:
-    """Draw a mask's outline, if it has one."""
-    if mask.any() and not mask.all() and min(mask.shape) > 1:
-        axis.contour(mask, levels=[0.5], colors=color, linestyles=style, linewidths=linewidth)
-
-
 def plot_changes(changes: Mapping[str, Tensor]) -> Figure:
-    """Draw `show_changes`' random changes, two per row: the original and two draws, with targets."""
+    """Draw `make_changes`' random changes, two per row: the original and two draws, with targets."""
     if not changes:
-        return write_sentence("This run changes nothing at random.")
+        return plot_sentence("This run changes nothing at random.")
     figure, axes = new_axes(3 * len(changes), columns=6, size=2.1, height=2.35)
     for place, (text, stack) in enumerate(changes.items()):
         titles = ("original", text, "")
@@ -247,7 +245,7 @@ def plot_changes(changes: Mapping[str, Tensor]) -> Figure:
 
 
 def plot_round_trip(rows: Sequence[Mapping], target_size: int) -> Figure:
-    """The Dice that a perfect network could reach, by the size of its square; this run's size is marked."""
+    """The Dice of exact targets by the square's size, thresholded late and early; this run's is marked."""
     figure, (axis,) = new_axes(1, columns=1, size=6, height=3)
     sizes = [row["target_size"] for row in rows]
     for name, style, text in (

@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from PIL import Image
 
@@ -15,7 +13,18 @@ from ctseg.config import Config
 from ctseg.contest import Contest
 from ctseg.data import png_path, read_image, read_mask
 from ctseg.metrics import dice_score
-from ctseg.plots import COLORS, PREDICTED, TRUE, new_axes, show_case, thin_out
+from ctseg.plots import (
+    COLORS,
+    PREDICTED,
+    TRUE,
+    add_bar,
+    draw_gains,
+    new_axes,
+    plot_sentence,
+    show_case,
+    thin_out,
+    use_log_axis,
+)
 from ctseg.postprocess import PostProcess, make_mask, make_probability, postprocess_mask
 from ctseg.predict import OutOfFold, Predictor, measure_spread
 from ctseg.schedule import SCHEDULES
@@ -37,9 +46,13 @@ def plot_epochs(fold_dir: Path, epochs: Sequence[int]) -> Figure:
 
     From the pictures in `val_outputs`; epochs that have none are left out.
     """
-    picture_dirs = {epoch: fold_dir / "val_outputs" / f"epoch_{epoch}" for epoch in epochs}
-    picture_dirs = {epoch: path for epoch, path in picture_dirs.items() if path.is_dir()}
-    names = sorted(path.name for path in list(picture_dirs.values())[-1].glob("[!.]*.png"))
+    found = {
+        epoch: sorted((fold_dir / "val_outputs" / f"epoch_{epoch}").glob("[!.]*.png")) for epoch in epochs
+    }
+    picture_dirs = {epoch: paths[0].parent for epoch, paths in found.items() if paths}
+    if not picture_dirs:
+        return plot_sentence(f"{fold_dir.name} has no pictures of validation cases any more.")
+    names = [path.name for path in max(found.values(), key=len)]
     titles = ["image", "true mask", *(f"epoch {epoch}" for epoch in picture_dirs)]
     figure, axes = new_axes(len(names) * len(titles), columns=len(titles), size=12.6 / max(len(titles), 5))
     for row, name in zip(axes.reshape(len(names), -1), names):
@@ -67,20 +80,12 @@ def _add_legend(figure: Figure) -> None:
     figure.legend(handles=patches, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
 
 
-def _add_bar(figure: Figure, shown: AxesImage, axes: Axes | list[Axes], label: str) -> None:
-    """Add the color bar of a map, next to these axes."""
-    bar = figure.colorbar(shown, ax=axes, shrink=0.6)
-    bar.set_label(label, fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-
-
 def plot_errors(
     validation: OutOfFold,
     indices: Sequence[int],
     steps: PostProcess,
     *,
     window: tuple[float, float] | None = None,
-    columns: int = 4,
 ) -> Figure:
     """A sheet of validation cases in which missed pixels are green and pixels too much magenta.
 
@@ -88,8 +93,7 @@ def plot_errors(
         indices: of the cases; `steps` make their masks, and Dice is in the titles.
         window: see `data.read_image`.
     """
-    columns = min(columns, len(indices))
-    size = 12.6 / max(columns, 4)
+    columns, size = min(4, len(indices)), 12.6 / 4
     figure, axes = new_axes(len(indices), columns=columns, size=size, height=0.8 * size + 0.25)
     for axis, index in zip(axes, indices):
         probability, letterbox, true_mask = validation.read(index)
@@ -110,17 +114,16 @@ def plot_steps(
     figure, axes = new_axes(5, columns=5, size=size, height=size * min(1.3, aspect) + 0.7)
     show_case(axes[0], image, true_mask, None, f"{validation.cases[index].image_id}, true outline")
     smoothed = make_probability(probability, letterbox, steps.smoothing)
-    maps = {
-        "probability": letterbox.undo(probability),
-        f"smoothed by {steps.smoothing:g} of the side": smoothed,
-    }
+    full, smoothing = letterbox.undo(probability), f"smoothed by {steps.smoothing:g} of the side"
+    plain = f"probability; plain Dice {dice_score(full > steps.threshold, true_mask):.3f}"
+    maps = {plain: full, smoothing: smoothed}
     for axis, (title, values) in zip(axes[1:], maps.items()):
         shown = axis.imshow(thin_out(values), vmin=0, vmax=1, cmap="cividis")
         axis.set_title(title, fontsize=8)
         axis.axis("off")
-    _add_bar(figure, shown, axes[2], "probability")
+    add_bar(figure, shown, axes[2], "probability")
     cut = smoothed > steps.threshold
-    masks = {f"threshold {steps.threshold:g}": cut, "holes, largest": postprocess_mask(cut, steps)}
+    masks = {f"threshold {steps.threshold:g}": cut, "no holes, largest": postprocess_mask(cut, steps)}
     for axis, (title, mask) in zip(axes[3:], masks.items()):
         text = f"{title}: Dice {dice_score(mask, true_mask):.3f}"
         show_case(axis, _paint_errors(image, true_mask, mask), None, None, text)
@@ -140,8 +143,8 @@ def plot_scores(scores: np.ndarray, areas: np.ndarray) -> Figure:
     left.set(xlabel="Dice of an image", ylabel="images")
     left.legend(fontsize=8)
     is_shown = areas > 0
-    right.semilogx(100 * areas[is_shown], scores[is_shown], "o", markersize=3, alpha=0.6)
-    right.xaxis.set_major_formatter("{x:g}")
+    right.plot(100 * areas[is_shown], scores[is_shown], "o", markersize=3, alpha=0.6)
+    use_log_axis(right)
     right.set(xlabel="true mask, % of the image", ylabel="Dice", ylim=(-0.02, 1.02))
     if n_empty := int(np.sum(~is_shown)):
         right.set_title(f"{n_empty} images with an empty mask are not shown", fontsize=9)
@@ -165,14 +168,8 @@ def plot_thresholds(rows: Sequence[Mapping], threshold: float) -> Figure:
 def plot_gains(rows: Sequence[Mapping]) -> Figure:
     """The gain of each post-processing over the first row, with its interval; the chosen one filled."""
     figure, (axis,) = new_axes(1, columns=1, size=7, height=0.22 * len(rows) + 0.8)
-    for place, row in enumerate(rows):
-        spread = [[row["gain"] - row["gain_low"]], [row["gain_high"] - row["gain"]]]
-        fill = COLORS[0] if row["chosen"] else "white"
-        axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color=COLORS[0], mfc=fill, capsize=3)
-    axis.axvline(0, color="gray", linewidth=1)
-    axis.set(yticks=range(len(rows)), yticklabels=[row["postprocess"] for row in rows])
+    draw_gains(axis, rows, [row["postprocess"] for row in rows], [row["chosen"] for row in rows])
     axis.set_xlabel("validation Dice gained, 95 % interval; the chosen one filled")
-    axis.set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
 
@@ -194,7 +191,7 @@ def plot_uncertainty(predictors: Sequence[Predictor], suspects: Sequence[Mapping
         spread = thin_out(measure_spread(predictors, indices[name]))
         shown = below.imshow(spread, vmin=0, vmax=0.5, cmap="cividis")
         below.axis("off")
-    _add_bar(figure, shown, list(axes), "standard deviation of the probability")
+    add_bar(figure, shown, list(axes), "standard deviation of the probability")
     return figure
 
 

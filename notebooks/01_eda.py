@@ -25,8 +25,8 @@ from ctseg.check import COLUMNS, check_dataset, count_pairs, stop_at_errors
 from ctseg.explore import (
     average_masks,
     describe_cases,
+    find_near_duplicates,
     find_outliers,
-    find_twins,
     pick_evenly,
     read_example,
     read_examples,
@@ -43,8 +43,8 @@ from ctseg.plots_data import (
     plot_colors,
     plot_dice,
     plot_examples,
+    plot_near_duplicates,
     plot_sizes,
-    plot_twins,
 )
 from ctseg.runs import make_config, make_dataset, open_run, read_parameters
 
@@ -83,7 +83,7 @@ keep_figure(plot_examples(examples), run_dir, "1 Training images with their mask
 #
 # [Dice](https://doi.org/10.2307/1932409) is twice the number of pixels that both masks have, over the sum
 # of their sizes. Here a true mask of 2 pixels meets five predictions. Two empty masks have a Dice of 1 by
-# definition: there was nothing to find, and nothing was found.
+# convention: there was nothing to find, and nothing was found.
 
 # %%
 true_mask = np.array([[1, 1, 0], [0, 0, 0]], bool)
@@ -134,13 +134,13 @@ keep_figure(figure, run_dir, "1 Sizes of training and test images")
 # ## The most unusual images
 #
 # Of size, shape, brightness, contrast and mask area, the title names the one that is farthest from the
-# median.
+# median, by two standard deviations or more.
 
 # %%
 outliers = find_outliers(descriptions, 12)
 examples = [read_example(train.cases[index], train.window) for index, _ in outliers]
 titles = [f"{train.cases[index].image_id}\n{why}" for index, why in outliers]
-figure = plot_examples(examples, titles)
+figure = plot_examples(examples, titles, otherwise="No image is unusual.")
 keep_figure(figure, run_dir, "1 The most unusual images")
 
 # %% [markdown]
@@ -175,7 +175,7 @@ keep_figure(figure, run_dir, "1 Mask areas and what a border costs")
 #
 # ## Color and contrast: training against test
 #
-# Each image has one mean per channel. Gray images have one panel only.
+# Each image has one mean per channel; where all are gray, one panel stands for the three.
 
 # %%
 figure = plot_colors(descriptions, of_test)
@@ -188,13 +188,14 @@ keep_figure(figure, run_dir, "1 Colors of training and test images")
 #
 # ## Near-duplicates
 #
-# Images that are nearly the same, mirrored and rotated ones too. The folds of notebook 3 keep them
-# together: if one trained and its twin validated, the score would be too good.
+# Images that are nearly the same, mirrored and rotated ones too. If one trained and the other validated, the
+# score would be too good; so with `split = "stratified"`, as in all presets but `baseline`, the folds of
+# notebook 3 keep them together.
 
 # %%
-twins = find_twins(train.cases, test.cases)
-print(f"pairs of near-duplicates: {len(twins)}; at most 6 are shown, those with a test image first")
-figure = plot_twins([read_example(case, train.window) for case in chain(*twins[:6])])
+pairs = find_near_duplicates(train.cases, test.cases)
+print(f"pairs of near-duplicates: {len(pairs)}; at most 6 are shown")
+figure = plot_near_duplicates([read_example(case, train.window) for case in chain(*pairs[:6])])
 keep_figure(figure, run_dir, "1 Near-duplicates")
 
 # %% [markdown]
@@ -204,8 +205,8 @@ keep_figure(figure, run_dir, "1 Near-duplicates")
 # ## Which channel tells regions from background?
 #
 # Take one pixel inside the mask and one outside. How often is the inner one higher? This is the [area under
-# the ROC curve](https://doi.org/10.1148/radiology.143.1.7063747), here of single pixels' values, counted
-# the other way where regions are lower, and averaged over at most 200 images.
+# the ROC curve](https://doi.org/10.1148/radiology.143.1.7063747), here of single pixels' values, averaged
+# over at most 200 images, and counted the other way where regions are lower on average.
 
 # %%
 usable = [case for case, row in zip(train.cases, descriptions) if 0 < row["mask_area"] < 1]
@@ -216,9 +217,9 @@ keep_figure(plot_channels(channels), run_dir, "1 Channels that tell regions from
 table(channels, otherwise="no mask with a region and a background")
 
 # %% [markdown]
-# *What to look for:* a channel near 1 could be thresholded without any network; near 0.5, shape and texture
-# have to tell. If one of red, green, blue is far ahead, `-p weight_channels_by_contrast True` may be worth
-# a try.
+# *What to look for:* near 1, regions stand out by this channel alone, within each image (one threshold for
+# all images may still not exist); near 0.5, shape and texture have to tell. The network sees red, green and
+# blue and learns its own mix of them.
 #
 # ## Write the artifacts
 

@@ -23,7 +23,7 @@ import torch
 
 from ctseg.augment import Augment, TrainTransform
 from ctseg.data import read_image, read_mask
-from ctseg.explore import pick_evenly, pick_typical, show_changes, tabulate_round_trip
+from ctseg.explore import make_changes, pick_evenly, pick_typical, tabulate_round_trip
 from ctseg.files import write_csv
 from ctseg.page import keep_figure
 from ctseg.plots import plot_cases, table
@@ -79,8 +79,8 @@ keep_figure(plot_undo(image, mask, config.target_size), run_dir, "2 Into the squ
 
 # %%
 titles = ["{1} × {0} pixels".format(*box.original_size) for box in letterboxes]
-squares = torch.cat([torch.stack(images), torch.stack(targets)], dim=1)  # uint8 (B, 4, S, S)
-original = to_float(squares)
+pixels = torch.cat([torch.stack(images), torch.stack(targets)], dim=1)  # uint8 (B, 4, S, S)
+original = to_float(pixels)
 figure = plot_batch(original[:, :3], original[:, 3:], titles=titles)
 keep_figure(figure, run_dir, "2 Images in their squares")
 
@@ -97,7 +97,7 @@ keep_figure(figure, run_dir, "2 Images in their squares")
 
 # %%
 strengths = config.augmentation()
-changes = show_changes(squares[shown], strengths, make_generator(1))
+changes = make_changes(pixels[shown], strengths, make_generator(1))
 print("off in this run:", ", ".join(name for name in strengths if not strengths[name]) or "none")
 keep_figure(plot_changes(changes), run_dir, "2 One random change at a time")
 
@@ -112,7 +112,7 @@ keep_figure(plot_changes(changes), run_dir, "2 One random change at a time")
 
 # %%
 transform = TrainTransform(Augment(**config.augmentation()))
-batches = [transform(squares, make_generator(config.seed, draw)) for draw in range(3)]
+batches = [transform(pixels, make_generator(config.seed, draw)) for draw in range(3)]
 rows = [(original[:, :3], original[:, 3:]), *batches]
 titles = np.repeat(["original", "batch 1", "batch 2", "batch 3"], len(picks)).tolist()
 figure = plot_batch(*map(torch.cat, zip(*rows)), titles=titles, columns=len(picks))
@@ -143,19 +143,21 @@ keep_figure(figure, run_dir, "2 Channels weighted by contrast")
 # The first figure for many masks: into a square of each size and back, as if a network were perfect.
 
 # %%
-cases = pick_evenly(train.cases, 100)
+largest = max(max(box.original_size) for box in letterboxes)
+cases = pick_evenly(train.cases, 100 if largest <= 1024 else 30)
 sizes = sorted({64, 96, 128, 192, 256, 384, 512, config.target_size})
-print(f"{len(cases)} masks at {len(sizes)} sizes; with large images this takes a minute")
+print(f"{len(cases)} masks at {len(sizes)} sizes; with large images this takes a minute or two")
 rows = tabulate_round_trip(cases, sizes)
 table(rows)
 
 # %%
 figure = plot_round_trip(rows, config.target_size)
-keep_figure(figure, run_dir, "2 What a perfect network could reach")
+keep_figure(figure, run_dir, "2 What exact targets would score")
 
 # %% [markdown]
-# *What to look for:* no network can score above these lines. With the late threshold the square may be
-# small; with the early one it costs what lies between the lines. That is why the threshold comes last.
+# *What to look for:* a network that makes exactly its targets scores these lines; what is missing to 1 is
+# lost before its first mistake. With the late threshold the square may be small; an early one costs what
+# lies between the lines. That is why the threshold comes last.
 #
 # ## Write the artifact
 

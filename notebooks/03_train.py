@@ -104,17 +104,19 @@ model = make_network(replace(config, weights=""))  # to look at; training loads 
 millions = sum(p.numel() for p in model.parameters()) / 1e6
 device = find_device()
 print(f"{millions:.2f} M parameters, on {device} in {choose_precision(device)}")
-table(tabulate_levels(model, config.target_size))
+levels = tabulate_levels(model, config.target_size)
+model = None
+table(levels)
 
 # %% [markdown]
 # *What to look for:* the deepest stride. A region that is smaller than it, in pixels of the square, is less
-# than one pixel there, and only the shallow levels see it.
+# than one pixel there: its outline is lost, and only the shallow levels can draw it.
 #
 # ## One batch by hand
 #
 # What training does thousands of times, here with two images on the CPU and thrown away afterwards: random
 # changes, logits, loss, gradient, step. A network that knows nothing says about ½ for each pixel, so BCE
-# begins near ln 2 = 0.693; on the same batch again and again it falls.
+# begins near ln 2 = 0.693, or somewhat above; on the same batch again and again it falls.
 
 # %%
 learner = Learner(make_network(replace(config, weights="")), replace(config, lr=1e-3))
@@ -123,9 +125,9 @@ images, targets = learner.transform(pixels, make_generator(config.seed))
 print("pixels", tuple(pixels.shape), "uint8; three channels and the mask")
 print("images", tuple(images.shape), "targets", tuple(targets.shape), "in [0, 1]")
 print("logits", tuple(learner.model(images).shape))
-losses = [learner.step(pixels, make_generator(config.seed))[0] for _ in range(5)]
+rows = tabulate_losses([learner.step(pixels, make_generator(config.seed))[0] for _ in range(5)])
 learner = None  # its memory is free for training
-table(tabulate_losses(losses))
+table(rows)
 
 # %% [markdown]
 # ## The learning rate
@@ -158,7 +160,8 @@ keep_figure(plot_history(histories, kept=kept_epochs), run_dir, "3 Training")
 
 # %% [markdown]
 # *What to look for:* validation that rises to the end wants more epochs; validation that falls while the loss
-# falls on is overfitting; folds that differ a lot mean few images, or hard ones on one side. By simple rules:
+# falls on is overfitting; folds that differ a lot mean few images, or hard ones on one side. By simple rules
+# (what to try goes under another run name, and `make compare` says whether it helped):
 
 # %%
 for k, history in histories.items():
@@ -203,5 +206,6 @@ for k in histories:
 #
 # ## Two questions
 #
-# 1. Why is the *soft* Dice of training lower than the Dice of validation, on images that were trained on?
+# 1. Why can the *soft* Dice of training images be lower than the Dice of validation images, which the network
+#    never saw?
 # 2. One fold is 0.03 below the others: what would you look at first?

@@ -160,7 +160,9 @@ if validation:
 # ## The threshold
 #
 # Dice by the threshold, with its 95 % interval over images. *What to look for:* how flat the curve is around
-# ½. A top far from there, far above the rest, says that training was short or masks are drawn generously.
+# ½, and where its top lies: for a network whose probabilities are right, at half of its Dice
+# ([Lipton et al. 2014](https://arxiv.org/abs/1402.1892)). The band is that of each mean alone; whether
+# another threshold is better, image by image, is tested below.
 
 # %%
 if validation:
@@ -171,13 +173,15 @@ if validation:
 # %% [markdown]
 # ## From probability to mask
 #
-# One case on its way, with all steps switched on to see them: smoothing, threshold, then holes filled and the
-# largest piece kept. Whether they help is decided below, on all cases.
+# One case on its way, with steps switched on to see them: smoothing, threshold, then holes filled and the
+# largest component kept; the case is one that the last two change most. Whether they help is decided below,
+# on all cases.
 
 # %%
 if validation:
-    steps = replace(baseline, smoothing=0.01, fill_holes=True, keep_largest_component=True)
-    shown = choose_step_case(baseline_scores, validation.score(steps))
+    smoothed = replace(baseline, smoothing=0.01)
+    steps = replace(smoothed, fill_holes=True, keep_largest_component=True)
+    shown = choose_step_case(*small.score_each([smoothed, steps]))
     figure = plot_steps(validation, shown, steps, window=train.window)
     display(keep_figure(figure, run_dir, "4 From probability to mask"))
 
@@ -199,9 +203,9 @@ if validation:
     found = choose_postprocess(small.score_each, baseline)
     choices = choose_without(small.score_each, baseline, validation.folds)
     fitted_scores = score_own(validation.score_each, choices)
-    chosen, honest_scores = keep_if_earned(found, fitted_scores, baseline, baseline_scores)
+    chosen = keep_if_earned(found, fitted_scores, baseline, baseline_scores)
     if chosen != found:
-        print(f"not applied: {found}, which cross-fitted lowers Dice to {fitted_scores.mean():.4f}")
+        print(f"not applied: {found}; cross-fitted, Dice is lower, {fitted_scores.mean():.4f}")
 else:
     chosen = read_choice(run_dir / "postprocess.json", otherwise=baseline)
     if not (run_dir / "postprocess.json").is_file():
@@ -219,7 +223,7 @@ if validation:
     choice_scores = {
         "baseline": summarize(baseline_scores),
         "chosen": summarize(validation.score(chosen)),
-        "cross-fitted": summarize(honest_scores),
+        "cross-fitted": summarize(fitted_scores),
     }
     content = {"chosen": vars(chosen), "scores": choice_scores, "table": rows}
     write_json(content, run_dir / "postprocess.json")
@@ -254,10 +258,10 @@ if test:
 # %% [markdown]
 # ## Which predictions to doubt
 #
-# Without true masks, these tell: what hardly any training mask is (empty, tiny, huge, in many pieces, at the
-# border), and networks that disagree. *Agreement* is the mean Dice of each network's mask with that of their
-# mean, 1 for a single network ([Roy et al. 2019](https://doi.org/10.1016/j.neuroimage.2019.03.042)). The most
-# suspicious images come first; `suspects.csv` has all.
+# Without true masks, these tell: what hardly any training mask is (empty, tiny, huge, in many components, at
+# the border), and networks that disagree. *Agreement* is the mean Dice of each network's mask with that of
+# their mean, 1 for a single network ([Roy et al. 2019](https://doi.org/10.1016/j.neuroimage.2019.03.042)).
+# The most suspicious images come first; `suspects.csv` has all. New images have no training masks to go by.
 
 # %%
 if test:
@@ -303,7 +307,7 @@ if test:
 scores = {}
 if validation:
     scores["validation, plain threshold"] = baseline_scores
-    scores["validation, cross-fitted"] = honest_scores
+    scores["validation, cross-fitted"] = fitted_scores
     for (member, _), own in zip(members if config.runs else [], each):
         scores[f"validation, plain, {member.run} alone"] = own.score(baseline)
         gain = describe_gain(baseline_scores - own.score(baseline))

@@ -15,12 +15,12 @@ from ctseg.compare import (
     draw_resamples,
     find_gains,
     find_tied,
-    find_verdict,
     main,
     write_leaderboard,
 )
 from ctseg.files import write_json
 from ctseg.folds import find_folds, train_folds
+from ctseg.metrics import find_verdict
 from ctseg.predict import read_scores
 from ctseg.runs import make_config, open_run
 

@@ -60,8 +60,8 @@ IMPORTS = {
     "workers": {"device", "files", "log"},
     "folds": {"config", "data", "device", "files", "fingerprint", "live", "log", "model", "paths", "predict"}
     | {"progress", "runs", "schedule", "seeds", "shared", "split", "train", "weights", "workers"},
-    "compare": {"data", "files", "fingerprint", "folds", "page", "paths", "plots", "postprocess"}
-    | {"predict", "runs", "train"},
+    "compare": {"data", "files", "fingerprint", "folds", "metrics", "page", "paths", "plots"}
+    | {"postprocess", "predict", "runs", "train"},
     "child": set(),
     "cluster": {"files"},
     "pairs": {"config", "files"},

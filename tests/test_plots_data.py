@@ -17,9 +17,9 @@ from ctseg.plots_data import (
     plot_colors,
     plot_dice,
     plot_examples,
+    plot_near_duplicates,
     plot_round_trip,
     plot_sizes,
-    plot_twins,
     plot_undo,
 )
 
@@ -49,7 +49,8 @@ def test_examples_are_drawn_with_ids_or_titles_and_outlines():
 
 
 @pytest.mark.parametrize(
-    ("plot", "text"), [(plot_examples, "no pair"), (plot_twins, "no near-dup"), (plot_channels, "no mask")]
+    ("plot", "text"),
+    [(plot_examples, "no pair"), (plot_near_duplicates, "no near-dup"), (plot_channels, "no mask")],
 )
 def test_nothing_to_draw_is_said(plot, text):
     figure = plot([])
@@ -131,7 +132,9 @@ def test_colors_have_a_panel_per_channel_and_gray_images_a_single_one():
 
 
 def test_twins_are_named_by_pair_and_subset():
-    figure = plot_twins([make_example("a"), make_example("b"), make_example("a"), make_example("c", False)])
+    figure = plot_near_duplicates(
+        [make_example("a"), make_example("b"), make_example("a"), make_example("c", False)]
+    )
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["pair 1, training\na", "pair 1, training\nb", "pair 2, training\na", "pair 2, test\nc"]
 

@@ -63,6 +63,8 @@ def test_the_same_cases_are_drawn_after_several_epochs(tmp_path):
     row = ["true mask", "epoch 1", "epoch 20"]
     assert titles(figure) == ["a: image", *row, "b: image", *row]
     assert [axis.images[0].get_array().mean() for axis in figure.axes] == [0, 100, 1, 20] * 2
+    (axis,) = plot_epochs(tmp_path, [4]).axes
+    assert axis.texts[0].get_text().endswith("has no pictures of validation cases any more.")
 
 
 @pytest.fixture
@@ -111,10 +113,12 @@ def test_a_case_is_drawn_on_its_way_to_a_mask(validation):
     first, plain, smoothed, cut, final = figure.axes[:5]
     assert len(first.collections) == 1 and first.get_title() == "a, true outline"
     assert plain.images[0].get_array()[7, 7] == 1 > smoothed.images[0].get_array()[7, 7] > 0.5
+    assert plain.get_title() == "probability; plain Dice 0.492"
     assert smoothed.get_title() == "smoothed by 0.05 of the side"
     assert find_painted(cut, MAGENTA)[7, 7] and not find_painted(final, MAGENTA)[7, 7]
     assert (
-        cut.get_title() == "threshold 0.5: Dice 0.492" and final.get_title() == "holes, largest: Dice 0.500"
+        cut.get_title() == "threshold 0.5: Dice 0.492"
+        and final.get_title() == "no holes, largest: Dice 0.500"
     )
     assert figure.axes[5].get_ylabel() == "probability"
 
