@@ -142,14 +142,14 @@ def _read_average(runs: str, parameters: Mapping[str, Any], stored: Mapping[str,
             settings.
     """
     names = _split_names(runs)
-    if len(names) < 2:
-        raise ValueError(
-            f"parameter runs: got {runs!r}, expected the names of two trained runs or more, as in a,b"
-        )
     run = str(parameters.get("run") or _name_average(names))
     for name in names:
         if not is_begun(find_run_dir(name)):
             raise ValueError(f"parameter runs: {name!r} is no run with trained folds below {find_runs()}")
+    if len(names) < 2:
+        raise ValueError(
+            f"parameter runs: got {runs!r}, expected the names of two trained runs or more, as in a,b"
+        )
     if len({*names, run}) <= len(names):
         raise ValueError(
             f"parameter runs: got {runs!r} for the run {run!r}; expected each once, and another name for it"
