@@ -367,7 +367,8 @@ def _explained_memory(batch_size: int) -> Iterator[None]:
         if not re.search(r"out of memory|ALLOC_FAILED|can't allocate memory", str(error)):
             raise
         smaller = f"-p batch_size {batch_size // 2}" if batch_size > 1 else "a smaller target_size or encoder"
-        what = f"the memory of the {find_device().type.upper()} is too small for batch_size {batch_size}"
+        where = {"cuda": "GPU", "cpu": "CPU"}.get(find_device().type, find_device().type)
+        what = f"the {where}'s memory is too small for batch_size {batch_size}"
         raise MemoryError(f"{what}; try {smaller} ({str(error).splitlines()[0]})") from error
 
 

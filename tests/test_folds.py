@@ -336,7 +336,7 @@ def test_too_little_memory_is_an_error_with_a_batch_size(make_run, monkeypatch, 
 
     monkeypatch.setattr("ctseg.folds.train_model", fail)
     first_line = re.escape(str(error).splitlines()[0])
-    message = rf"memory of the CPU is too small for batch_size 4; try -p batch_size 2 \({first_line}\)$"
+    message = rf"the CPU's memory is too small for batch_size 4; try -p batch_size 2 \({first_line}\)$"
     with pytest.raises(MemoryError, match=message):
         train_folds(*make_run("memory"))
 
