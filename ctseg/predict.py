@@ -58,12 +58,12 @@ def predict_probabilities(
 
 
 @torch.inference_mode()
-def predict_each(networks: Sequence[nn.Module], images: Tensor, *, tta: str = "flips") -> np.ndarray:
-    """What each network says of each orientation, all upright: float32 (networks · orientations, N, S, S).
+def predict_each(networks: Sequence[nn.Module], images: Tensor) -> np.ndarray:
+    """What each network says of each of four orientations, all upright: float32 (networks · 4, N, S, S).
 
-    To see where they disagree; images and `tta` as in `predict_probabilities`, N small.
+    To see where they disagree; images as in `predict_probabilities`, N small.
     """
-    each = [_predict_orientations(network, images, tta) for network in networks]
+    each = [_predict_orientations(network, images, "flips") for network in networks]
     return torch.stack([probability for found in each for probability in found]).cpu().numpy()
 
 

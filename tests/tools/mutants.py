@@ -660,12 +660,7 @@ FAULTS = [
         "dice_score(each > 0.5, mean > 0.5)",
         "dice_score(mean > 0.5, mean > 0.5)",
     ),
-    (
-        "disagreement of one orientation",
-        "predict",
-        'images: Tensor, *, tta: str = "flips"',
-        'images: Tensor, *, tta: str = "none"',
-    ),
+    ("disagreement of one orientation", "predict", 'network, images, "flips")', 'network, images, "none")'),
     ("the least suspicious first", "diagnose", "(-len(reasons[image_id])", "(len(reasons[image_id])"),
     ("a plateau taken for overfitting", "diagnose", "chance = max(3 * noise", "chance = max(0 * noise"),
     ("a run told to be shorter", "diagnose", "2 * max(n, config.epochs or 0)", "2 * n"),
