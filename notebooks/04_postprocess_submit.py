@@ -141,8 +141,8 @@ else:
 # %%
 baseline = PostProcess(threshold=config.threshold)
 if validation:
-    baseline_scores = validation.score(baseline)
-    areas = np.array([validation.get_mask(index).mean() for index in range(len(validation.cases))])
+    baseline_scores, small = validation.score(baseline), validation.shrink()
+    areas = np.array([small.get_mask(index).mean() for index in range(len(small.cases))])
     figure = plot_scores(baseline_scores, areas)
     display(keep_figure(figure, run_dir, "4 Dice of each validation image"))
 
@@ -166,7 +166,6 @@ if validation:
 
 # %%
 if validation:
-    small = validation.shrink()
     rows = tabulate_thresholds(small.score_each, baseline)
     display(keep_figure(plot_thresholds(rows, config.threshold), run_dir, "4 Dice by threshold"))
 
@@ -200,12 +199,12 @@ if validation:
 
 # %%
 if validation:
-    found = choose_postprocess(small.score_each, baseline)
+    best = choose_postprocess(small.score_each, baseline)
     choices = choose_without(small.score_each, baseline, validation.folds)
     fitted_scores = score_own(validation.score_each, choices)
-    chosen = keep_if_earned(found, fitted_scores, baseline, baseline_scores)
-    if chosen != found:
-        print(f"not applied: {found}; cross-fitted, Dice is lower, {fitted_scores.mean():.4f}")
+    chosen = keep_if_earned(best, fitted_scores, baseline, baseline_scores)
+    if chosen != best:
+        print(f"not applied: {best}; cross-fitted, Dice is lower, {fitted_scores.mean():.4f}")
 else:
     chosen = read_choice(run_dir / "postprocess.json", otherwise=baseline)
     if not (run_dir / "postprocess.json").is_file():
@@ -265,7 +264,7 @@ if test:
 
 # %%
 if test:
-    typical = measure_masks(train.cases) if validation else []
+    typical = measure_masks(pick_evenly(train.cases, 300)) if validation else []
     suspects = rank_suspects(predicted, typical)
     write_csv(suspects, out_dir / "suspects.csv")
     display(table(suspects, max_rows=10))
