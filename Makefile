@@ -6,7 +6,7 @@ PYTHON3 ?= python3
 VENV ?= .venv
 # A file of parameters, or one of them, may name the data instead.
 DATA ?= $(if $(filter -f% --file% data_root,$(ARGS))$(GRID),,phantom)
-RUN ?= $(if $(filter phantom,$(DATA)),phantom,$(error RUN=name is required with DATA= and with a file in ARGS))
+RUN ?= $(if $(filter phantom,$(DATA)),phantom,$(error RUN=name is required with DATA= or a file in ARGS))
 PYTHON = $(VENV)/bin/python
 # Without PRESET the one of a file in ARGS counts, else the notebooks' own.
 PARAMETERS = $(if $(PRESET),-p preset $(PRESET)) $(if $(DATA),-r data_root "$(DATA)") -r run "$(RUN)" $(ARGS)

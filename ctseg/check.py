@@ -738,7 +738,8 @@ def main() -> None:
         rows = check_dataset(root, config, has_window=None not in (config.window_low, config.window_high))
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"check: {error}")
-    print(_escape(f"data in {root}"))
+    n_test = len(find_test_files(find_folders(root, config), config))
+    print(_escape(f"data in {root}: {count_pairs(root, config)} training pairs, {n_test} test images"))
     for row in rows:
         print(_escape("{severity:8} {file}: {problem}; {remedy}".format(**row)))
     counts = {name: sum(row["severity"] == name for row in rows) for name in _SEVERITIES}

@@ -127,6 +127,21 @@ def tabulate_thresholds(
     return rows
 
 
+def list_weak(scores: np.ndarray, folds: np.ndarray, names: Sequence[str]) -> list[str]:
+    """A line for each fold whose network is hardly trained: its Dice in validation is below one half.
+
+    Args:
+        scores: Dice of each image (N,); folds: the number of its fold's name (N,), as in `predict.OutOfFold`.
+    """
+    of_fold = {name: scores[folds == k] if len(names) > 1 else scores for k, name in enumerate(names)}
+    means = {name: float(np.mean(values)) for name, values in of_fold.items()}
+    return [
+        f"{name} is hardly trained: its Dice in validation is {mean:.3f}, and it is used all the same"
+        for name, mean in means.items()
+        if mean < _HARDLY
+    ]
+
+
 def choose_step_case(scores: np.ndarray, others: np.ndarray) -> int:
     """The case whose Dice (N,) by two post-processings differs most; without a difference the middle one."""
     changes = np.abs(others - scores)
@@ -180,9 +195,7 @@ def rank_suspects(predicted: Mapping[str, Mapping], typical: Sequence[Mapping]) 
     limit = np.quantile([row["agreement"] for row in predicted.values()], _LOWEST) if predicted else 0.0
 
     def list_reasons(row: Mapping) -> list[str]:
-        doubts = (
-            [f"networks agree by {row['agreement']:.2f}"] if row["agreement"] <= min(limit, _AGREED) else []
-        )
+        doubts = [f"agreement {row['agreement']:.2f}"] if row["agreement"] <= min(limit, _AGREED) else []
         if not row["area"]:
             return doubts if n_empty >= _RARE * len(typical) > 0 else ["empty", *doubts]
         if len(regions) < _MIN_TYPICAL:

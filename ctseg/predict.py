@@ -152,14 +152,17 @@ def _average(maps: Sequence[np.ndarray], letterboxes: Sequence[Letterbox], large
 def measure_agreement(maps: Sequence[np.ndarray], means: Sequence[np.ndarray]) -> float:
     """How much networks agree on an image, in [0, 1]: the mean Dice of each one's mask with that of the mean.
 
-    By a threshold of one half; 1 for a single network, and where none finds anything. Without a true mask it
-    tells which predictions to doubt (Roy et al., Bayesian QuickNAT, 2019).
+    Masks are cut at one half; where none finds anything, they agree. Without a true mask it tells which
+    predictions to doubt (Roy et al., Bayesian QuickNAT, 2019). A single network is asked whether it is sure:
+    it is the Dice of its masks cut at 0.3 and at 0.7.
 
     Args:
         maps: of each run its networks' probabilities (networks, S, S).
         means: the mean over all of them in each run's square (S, S).
     """
     pairs = [(each, mean) for found, mean in zip(maps, means) for each in found]
+    if len(pairs) == 1:
+        return dice_score(means[0] > 0.3, means[0] > 0.7)
     return float(np.mean([dice_score(each > 0.5, mean > 0.5) for each, mean in pairs]))
 
 

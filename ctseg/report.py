@@ -254,17 +254,18 @@ def _shorten(name: str, value: Any) -> str:
 def print_summary(run_dir: Path) -> None:
     """Print a run's scores and where its files are."""
     summary = read_json(run_dir / "summary.json")
+    width = max(28, *map(len, summary["scores"]))
     for name, score in summary["scores"].items():
         interval = f"[{score['low']:.4f}, {score['high']:.4f}]"
-        print(f"{name:<28} Dice {score['dice']:.4f}  {interval}  {score['n']} images")
+        print(f"{name:<{width}} Dice {score['dice']:.4f}  {interval}  {score['n']} images")
     for name, reason in summary["failed"].items():
-        print(f"{'FAILED':<28} {name}: {reason}")
+        print(f"{'FAILED':<{width}} {name}: {reason}")
     for text in summary.get("unfinished", []):
-        print(f"{'NOTE':<28} {text}")
-    print(f"{'applied':<28} {summary['postprocess']}")
-    if (run_dir / "submission.csv").is_file():  # there may be no test images yet
-        print(f"{'submission':<28} {run_dir / 'submission.csv'}")
-    print(f"{'report':<28} {run_dir / 'report.html'}")
+        print(f"{'NOTE':<{width}} {text}")
+    print(f"{'applied':<{width}} {summary['postprocess']}")
+    if summary["submission"]:  # there may be no test images yet, and a file of an earlier try
+        print(f"{'submission':<{width}} {run_dir / 'submission.csv'}")
+    print(f"{'report':<{width}} {run_dir / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ stop_at_errors(problems)
 # ## Sizes
 #
 # The network sees squares of `target_size` pixels: the longer side of each image is resized to it (notebook
-# 2).
+# 2). Larger marks stand for more images.
 
 # %%
 train, test = make_dataset(config, "train"), make_dataset(config, "test")

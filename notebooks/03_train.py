@@ -160,8 +160,10 @@ keep_figure(plot_history(histories, kept=kept_epochs), run_dir, "3 Training")
 
 # %% [markdown]
 # *What to look for:* validation that rises to the end wants more epochs; validation that falls while the loss
-# falls on is overfitting; folds that differ a lot mean few images, or hard ones on one side. By simple rules
-# (what to try goes under another run name, and `make compare` says whether it helped):
+# falls on is overfitting; folds that differ a lot mean few images, or hard ones on one side. Where a time
+# budget ends, the last epoch may be a part of one, and its training values are of few batches.
+#
+# By simple rules (what to try goes under another run name; `make compare` says whether it helped):
 
 # %%
 for k, history in histories.items():

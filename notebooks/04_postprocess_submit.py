@@ -30,6 +30,7 @@ from ctseg.diagnose import (
     choose_step_case,
     describe_gain,
     divide_scores,
+    list_weak,
     measure_masks,
     pick_cases,
     rank_suspects,
@@ -145,6 +146,9 @@ if validation:
     areas = np.array([small.get_mask(index).mean() for index in range(len(small.cases))])
     figure = plot_scores(baseline_scores, areas)
     display(keep_figure(figure, run_dir, "4 Dice of each validation image"))
+    if not config.runs:
+        names = [fold_dir.name for fold_dir in fold_dirs]
+        unfinished += list_weak(baseline_scores, validation.folds, names)
 
 # %% [markdown]
 # The four worst cases, four in the middle, the four best. Green is missed, magenta is too much. *What to look
@@ -162,7 +166,7 @@ if validation:
 # Dice by the threshold, with its 95 % interval over images. *What to look for:* how flat the curve is around
 # ½, and where its top lies: for a network whose probabilities are right, at half of its Dice
 # ([Lipton et al. 2014](https://arxiv.org/abs/1402.1892)). The band is that of each mean alone; whether
-# another threshold is better, image by image, is tested below.
+# another threshold is better, image by image, is tested below, from 0.3 to 0.7.
 
 # %%
 if validation:
@@ -220,7 +224,7 @@ print(f"post-processing: {chosen}")
 if validation:
     rows = tabulate_choice(small.score_each, baseline, chosen)
     choice_scores = {
-        "baseline": summarize(baseline_scores),
+        "plain threshold": summarize(baseline_scores),
         "chosen": summarize(validation.score(chosen)),
         "cross-fitted": summarize(fitted_scores),
     }
@@ -259,8 +263,9 @@ if test:
 #
 # Without true masks, these tell: what hardly any training mask is (empty, tiny, huge, in many components, at
 # the border), and networks that disagree. *Agreement* is the mean Dice of each network's mask with that of
-# their mean, 1 for a single network ([Roy et al. 2019](https://doi.org/10.1016/j.neuroimage.2019.03.042)).
-# The most suspicious images come first; `suspects.csv` has all. New images have no training masks to go by.
+# their mean ([Roy et al. 2019](https://doi.org/10.1016/j.neuroimage.2019.03.042)); of a single network, that
+# of its masks cut at 0.3 and at 0.7. The most suspicious images come first; `suspects.csv` has all. New
+# images have no training masks to go by.
 
 # %%
 if test:

@@ -645,7 +645,7 @@ def test_the_program_prints_the_table_and_fails_on_an_error(root, monkeypatch, c
     with pytest.raises(SystemExit) as end:
         check.main()
     assert end.value.code == 0 and capsys.readouterr().out.splitlines() == [
-        f"data in {root}",
+        f"data in {root}: 16 training pairs, 2 test images",
         "0 errors, 0 warnings, 0 notes",
     ]
     (root / MASK).unlink()

@@ -14,6 +14,7 @@ from ctseg.diagnose import (
     describe_gain,
     divide_scores,
     judge_training,
+    list_weak,
     measure_masks,
     pick_cases,
     rank_suspects,
@@ -100,6 +101,15 @@ def test_a_noisy_plateau_is_seldom_taken_for_overfitting_or_improvement(n):
     assert sum(not verdict.startswith("No change") for verdict in verdicts) <= 10
 
 
+def test_folds_that_find_hardly_anything_are_named():
+    scores, folds = np.array([0.9, 0.8, 0.1, 0.3]), np.array([0, 0, 1, 1])
+    assert list_weak(scores, folds, ["fold0", "fold3"]) == [
+        "fold3 is hardly trained: its Dice in validation is 0.200, and it is used all the same"
+    ]
+    # The numbers of a single fold are of groups of its images.
+    assert list_weak(scores, folds, ["fold0"]) == [] and len(list_weak(scores[2:], folds[2:], ["fold0"])) == 1
+
+
 def test_each_threshold_has_its_mean_and_interval_with_the_other_steps_kept():
     seen = []
 
@@ -141,10 +151,10 @@ FINE = {"area": 0.15, "components": 1, "at_border": False, "agreement": 0.97}
         ({"area": 0.9}, "huge"),
         ({"components": 3}, "3 components"),
         ({"at_border": True}, "at the border"),
-        ({"agreement": 0.5}, "networks agree by 0.50"),
-        ({"agreement": 0.949}, "networks agree by 0.95"),
+        ({"agreement": 0.5}, "agreement 0.50"),
+        ({"agreement": 0.949}, "agreement 0.95"),
         ({"agreement": 0.96}, ""),
-        ({"area": 0.01, "components": 2, "agreement": 0.5}, "tiny, 2 components, networks agree by 0.50"),
+        ({"area": 0.01, "components": 2, "agreement": 0.5}, "tiny, 2 components, agreement 0.50"),
     ],
 )
 def test_what_hardly_any_training_mask_has_is_suspicious(changes, reasons):
@@ -170,7 +180,7 @@ def test_without_training_masks_only_empty_masks_and_disagreement_are_suspicious
     rows = rank_suspects(predicted, USUAL[:49])
     assert [row["suspicious"] for row in rank_suspects(predicted, [])] == [row["suspicious"] for row in rows]
     assert [(row["image_id"], row["suspicious"]) for row in rows] == [
-        ("c", "networks agree by 0.10"),
+        ("c", "agreement 0.10"),
         ("b", "empty"),
         ("a", ""),
     ]

@@ -313,6 +313,7 @@ def test_networks_agree_by_the_dice_of_each_ones_mask_with_that_of_the_mean():
     mean[:2, :2] = 1  # a mask of 4 pixels; the others have 8
     assert measure_agreement([[left, top]], [mean]) == pytest.approx(2 * 4 / 12)
     assert measure_agreement([[left], [mean]], [left, mean]) == 1
+    assert measure_agreement([[mean]], [mean]) == 2 * 4 / (4 + 16)  # a single one: cut at 0.7 and at 0.3
     assert measure_agreement([[left * 0, top * 0]], [mean * 0]) == 1  # nothing is found by any
     assert measure_agreement([[left, top]], [mean * 0]) == 0
 

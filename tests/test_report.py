@@ -72,8 +72,11 @@ def test_of_an_average_the_folds_of_its_runs_are_named(run_dir, tmp_path):
 
 def test_the_printed_summary_has_every_score_and_failed_fold(run_dir, capsys):
     scores = {"plain": summarize([0.5]), "chosen": summarize([0.8])}
+    write_text("ID,Mask\n", run_dir / "submission.csv")  # of an earlier try
     write_summary(run_dir, scores=scores, postprocess="fill holes")
-    write_text("ID,Mask\n", run_dir / "submission.csv")
+    print_summary(run_dir)
+    assert "submission" not in capsys.readouterr().out
+    write_summary(run_dir, scores=scores, postprocess="fill holes", submission="4 rows, valid")
     print_summary(run_dir)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
