@@ -56,7 +56,8 @@ def read_example(case: Case, window: tuple[float, float] | None = None, *, side:
     mask = read_mask(case.mask, case.mask_set)
     if mask.shape != size:
         raise ValueError(f"mask {printable(case.mask)} is {mask.shape}, its image is {size} (H, W)")
-    return Example(case.image_id, pixels, np.asarray(Image.fromarray(mask).resize(small[::-1])))
+    share = np.asarray(Image.fromarray(mask.astype(np.float32)).resize(small[::-1], Image.Resampling.BOX))
+    return Example(case.image_id, pixels, share > (0.5 if (share > 0.5).any() else 0))  # no region is lost
 
 
 def read_examples(config: Config, n: int) -> list[Example]:

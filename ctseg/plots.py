@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
+from skimage.measure import block_reduce
 
 from ctseg.data import Case, png_path, read_image, read_mask
 from ctseg.metrics import dice_score
@@ -100,8 +101,13 @@ def find_stride(array: np.ndarray) -> int:
 
 
 def thin_out(array: np.ndarray) -> np.ndarray:
-    """Every n-th row and column of an image (H, W, 3) or mask (H, W), see `find_stride`."""
+    """Every n-th row and column of an image (H, W, 3) or map (H, W), see `find_stride`.
+
+    Of a mask, whether there is foreground in n x n pixels, so that none is lost.
+    """
     every = find_stride(array)
+    if array.dtype == bool and every > 1:
+        return block_reduce(array, every, np.max)
     return np.ascontiguousarray(array[::every, ::every])
 
 
@@ -123,7 +129,8 @@ def show_case(
     for mask, color in ((true_mask, TRUE), (pred_mask, PREDICTED)):
         if mask is not None:
             draw_outline(axis, thin_out(mask), color)
-    axis.set_title(title, fontsize=8, parse_math=False)
+    lines = [line if len(line) <= 48 else f"{line[:24]}…{line[-22:]}" for line in title.split("\n")]
+    axis.set_title("\n".join(lines), fontsize=8, parse_math=False)
     axis.axis("off")
 
 
@@ -200,7 +207,7 @@ def draw_gains(axis: Axes, rows: Sequence[Mapping], names: Sequence[str], is_fil
         fill = COLORS[0] if filled else "white"
         axis.errorbar(row["gain"], place, xerr=spread, fmt="o", color=COLORS[0], mfc=fill, capsize=3)
     axis.axvline(0, color="gray", linewidth=1)
-    axis.set(yticks=range(len(rows)), yticklabels=names)
+    axis.set_yticks(range(len(rows)), names, parse_math=False)
     axis.set_ylim(len(rows) - 0.5, -0.5)  # the first on top, none on the frame
 
 

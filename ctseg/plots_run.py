@@ -52,7 +52,7 @@ def plot_epochs(fold_dir: Path, epochs: Sequence[int]) -> Figure:
     picture_dirs = {epoch: paths[0].parent for epoch, paths in found.items() if paths}
     if not picture_dirs:
         return plot_sentence(f"{fold_dir.name} has no pictures of validation cases any more.")
-    names = [path.name for path in max(found.values(), key=len)]
+    names = sorted(set.intersection(*({path.name for path in paths} for paths in found.values() if paths)))
     titles = ["image", "true mask", *(f"epoch {epoch}" for epoch in picture_dirs)]
     figure, axes = new_axes(len(names) * len(titles), columns=len(titles), size=12.6 / max(len(titles), 5))
     for row, name in zip(axes.reshape(len(names), -1), names):

@@ -178,12 +178,12 @@ def _helps(gain: np.ndarray) -> bool:
 def keep_if_earned(
     chosen: PostProcess, fitted_scores: np.ndarray, baseline: PostProcess, baseline_scores: np.ndarray
 ) -> PostProcess:
-    """Return `chosen`, unless its cross-fitted Dice (N,) is below the baseline's (N,) in the mean.
+    """Return `chosen` if its cross-fitted Dice (N,) is above the baseline's in the mean, else `baseline`.
 
-    Such a choice does not carry over from some folds to the others, as with networks that are hardly trained,
-    and will not carry over to test images.
+    Another choice does not carry over from some folds to the others, as with networks that are hardly
+    trained, or nothing was chosen without them; it will not carry over to test images.
     """
-    return baseline if np.mean(fitted_scores) < np.mean(baseline_scores) else chosen
+    return chosen if np.mean(fitted_scores) > np.mean(baseline_scores) else baseline
 
 
 def choose_without(score_each: _ScoreEach, baseline: PostProcess, folds: np.ndarray) -> list[PostProcess]:

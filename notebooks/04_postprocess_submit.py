@@ -197,7 +197,7 @@ if validation:
 #
 # A choice scored on the images that made it looks too good. So each fold is scored with the choice of the
 # *other* folds (with a single fold, each fifth of its images with the choice of the others): the
-# **cross-fitted** score, the one to trust. Where it is lower than that of the plain threshold, the choice
+# **cross-fitted** score, the one to trust. Where it is no higher than that of the plain threshold, the choice
 # does not carry over, and the plain threshold is applied. To keep a step only if validation improves is an
 # idea of [nnU-Net](https://doi.org/10.1038/s41592-020-01008-z).
 
@@ -208,7 +208,7 @@ if validation:
     fitted_scores = score_own(validation.score_each, choices)
     chosen = keep_if_earned(best, fitted_scores, baseline, baseline_scores)
     if chosen != best:
-        print(f"not applied: {best}; cross-fitted, Dice is lower, {fitted_scores.mean():.4f}")
+        print(f"not applied: {best}; cross-fitted, Dice is no higher, {fitted_scores.mean():.4f}")
 else:
     chosen = read_choice(run_dir / "postprocess.json", otherwise=baseline)
     if not (run_dir / "postprocess.json").is_file():

@@ -158,6 +158,15 @@ def test_near_duplicates_across_to_the_test_set_and_within_training_come_in_turn
     assert find_near_duplicates([], []) == []
 
 
+def test_a_small_region_is_not_lost_in_a_small_picture(tmp_path):
+    mask = np.zeros((600, 900), bool)
+    mask[300:302, 500:502] = True
+    small = read_example(make_case(tmp_path, "a", mask), side=90)
+    assert small.mask.shape == (60, 90) and small.mask.sum() == 1
+    mask[:, :450] = True
+    assert read_example(make_case(tmp_path, "b", mask), side=90).mask.sum() == 60 * 45
+
+
 def test_the_auc_counts_ties_half():
     mask = np.array([[1, 1, 0, 0]], bool)
     assert measure_auc(np.array([[3, 4, 1, 2]]), mask) == 1

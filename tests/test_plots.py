@@ -11,9 +11,11 @@ from ctseg.plots import (
     COLORS,
     new_axes,
     plot_cases,
+    plot_forest,
     plot_history,
     plot_predictions,
     table,
+    thin_out,
 )
 
 
@@ -87,6 +89,26 @@ def test_predictions_are_drawn_from_files_thinned_out_and_empty_ones_named(tmp_p
     assert count_outlines(plot_predictions(cases, tmp_path / "predicted")) == [0, 1]
     figure = plot_predictions(cases, tmp_path / "full")
     assert [axis.get_title() for axis in figure.axes] == ["a, all of it", "b, all of it"]
+
+
+def test_a_small_region_of_a_large_mask_is_drawn():
+    mask = np.zeros((3000, 2000), bool)
+    mask[1501:1503, 701:703] = True
+    small = thin_out(mask)
+    assert small.shape == thin_out(np.zeros((3000, 2000, 3), np.uint8)).shape[:2] and small.sum() == 1
+    figure = plot_cases([np.zeros((3000, 2000, 3), np.uint8)], [mask])
+    draw(figure)
+    assert count_outlines(figure) == [1]
+
+
+def test_names_with_dollars_are_drawn_and_long_ones_shortened():
+    row = {"gain": 0.0, "gain_low": 0.0, "gain_high": 0.0, "name": "a$_{$b", "verdict": "base"}
+    figure = plot_forest([row], [[]], [])
+    draw(figure)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a$_{$b: base"]
+    (axis,) = plot_cases([np.zeros((8, 8, 3), np.uint8)], titles=["x" * 250 + "\nshort"]).axes
+    first, second = axis.get_title().split("\n")
+    assert len(first) == 47 and "…" in first and second == "short"
 
 
 def test_images_alone_are_drawn_without_outlines_in_a_grid():

@@ -63,6 +63,8 @@ def test_the_same_cases_are_drawn_after_several_epochs(tmp_path):
     row = ["true mask", "epoch 1", "epoch 20"]
     assert titles(figure) == ["a: image", *row, "b: image", *row]
     assert [axis.images[0].get_array().mean() for axis in figure.axes] == [0, 100, 1, 20] * 2
+    (tmp_path / "val_outputs" / "epoch_1" / "b.png").unlink()  # what all epochs have is drawn
+    assert titles(plot_epochs(tmp_path, [1, 20])) == ["a: image", *row]
     (axis,) = plot_epochs(tmp_path, [4]).axes
     assert axis.texts[0].get_text().endswith("has no pictures of validation cases any more.")
 

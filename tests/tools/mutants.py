@@ -653,7 +653,7 @@ FAULTS = [
         "true_mask & ~pred_mask, TRUE",
         "pred_mask, TRUE",
     ),
-    ("a choice applied that loses elsewhere", "postprocess", "< np.mean(baseline_scores)", "< 0"),
+    ("a choice applied that loses elsewhere", "postprocess", "> np.mean(baseline_scores)", "> 0"),
     (
         "networks that always agree",
         "predict",
