@@ -12,8 +12,8 @@
 # The network sees squares of one size; the score is taken on masks of each image's own size. So every image
 # goes into a square by a resize that can be undone, and only training batches are then changed at random.
 #
-# *Input:* the data set. *Artifact:* `runs/<run>/round_trip.csv`, the Dice that a perfect network could
-# reach at each square size.
+# *Input:* the data set. *Artifact:* `runs/<run>/round_trip.csv`, the Dice that exact targets would score
+# at each square size.
 
 # %%
 from itertools import chain
@@ -140,7 +140,7 @@ keep_figure(figure, run_dir, "2 Channels weighted by contrast")
 #
 # ## The round trip
 #
-# The first figure for many masks: into a square of each size and back, as if a network were perfect.
+# The first figure for many masks: into a square of each size and back, as if a network made its targets.
 
 # %%
 largest = max(max(box.original_size) for box in letterboxes)
