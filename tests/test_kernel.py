@@ -182,7 +182,7 @@ def test_only_files_that_are_worth_downloading_are_left(finished):
     expected |= {f"fold{k}/{name}" for k in (0, 1) for name in names}
     pictures = {path for path in left if re.search("/(val_outputs|cases|figures)/", path)}
     assert left - pictures == {"submission.csv", *(f"runs/small/{path}" for path in expected)}
-    assert len([path for path in pictures if "val_outputs" in path]) <= 2 * 2 * 4
+    assert len([path for path in pictures if "val_outputs" in path]) <= 2 * 3 * 4
     assert len([path for path in pictures if "figures" in path]) == 26
     report = finished / "runs" / "small" / "report.html"
     assert report.stat().st_size < 4_000_000 and report.read_text().count("<img ") >= 25
