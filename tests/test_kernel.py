@@ -306,7 +306,7 @@ def test_a_deadline_that_falls_into_the_second_member_gives_the_average_of_both(
     assert json.loads((average / "config.json").read_text())["runs"] == ",".join(names)
     summary = json.loads((average / "summary.json").read_text())
     scores = {name: figures["dice"] for name, figures in summary["scores"].items()}
-    alone = [scores[f"validation, {name} alone"] for name in names]
+    alone = [scores[f"validation, plain, {name} alone"] for name in names]
     assert scores["validation, plain threshold"] >= alone[0] - 1e-9
     submitted = (working / "submission.csv").read_bytes()
     assert submitted == (average / "submission.csv").read_bytes()
