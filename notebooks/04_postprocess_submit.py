@@ -177,8 +177,8 @@ if validation:
 # ## From probability to mask
 #
 # One case on its way, with steps switched on to see them: smoothing, threshold, then holes filled and the
-# largest component kept; the case is one that the last two change most. Whether they help is decided below,
-# on all cases.
+# largest component kept. The case is one that the last two change most, if they change any. Whether they help
+# is decided below, on all cases.
 
 # %%
 if validation:
