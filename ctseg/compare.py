@@ -91,7 +91,7 @@ def compare_runs(*names: str) -> Comparison:
 
     Raises:
         FileNotFoundError: a run has no trained fold.
-        ValueError: runs on other data, or without an image that all have; or an average of runs.
+        ValueError: runs on other data, or without an image in common; or an average of runs.
     """
     for name in names:
         if not is_begun(find_run_dir(name)) and (averaged := read_config(run=name).runs):
@@ -113,7 +113,7 @@ def compare(configurations: Sequence[Configuration], *, only_common: bool = Fals
 
     Raises:
         ValueError: a run was trained on other masks than the base, or its predictions cannot be read; or
-            there is no image that all have.
+            the configurations have no image in common.
     """
     base = configurations[0]
     dice = {entry.name: _read_dice(entry) for entry in configurations}

@@ -190,29 +190,28 @@ def rank_suspects(predicted: Mapping[str, Mapping], typical: Sequence[Mapping]) 
             disagreement are suspicious.
     """
     regions = [mask for mask in typical if mask["area"]]
-    n_empty = len(typical) - len(regions)
     usual = {name: np.array([mask[name] for mask in regions]) for name in ("area", "components", "at_border")}
-    limit = np.quantile([row["agreement"] for row in predicted.values()], _LOWEST) if predicted else 0.0
+    is_empty_usual = len(typical) > 0 and len(typical) - len(regions) >= _RARE * len(typical)
+    agreements = [row["agreement"] for row in predicted.values()]
+    limit = min(_AGREED, np.quantile(agreements, _LOWEST)) if agreements else 0.0
+    reasons: dict[str, list[str]] = {}
+    for image_id, row in predicted.items():
+        if row["area"]:
+            reasons[image_id] = _list_shapes(row, usual) if len(regions) >= _MIN_TYPICAL else []
+        else:
+            reasons[image_id] = [] if is_empty_usual else ["empty"]
+        if row["agreement"] <= limit:
+            reasons[image_id].append(f"agreement {row['agreement']:.2f}")
+    rows = [{"image_id": name, "suspicious": ", ".join(reasons[name]), **predicted[name]} for name in reasons]
+    return sorted(rows, key=lambda row: (-len(reasons[row["image_id"]]), row["agreement"]))
 
-    def list_reasons(row: Mapping) -> list[str]:
-        doubts = [f"agreement {row['agreement']:.2f}"] if row["agreement"] <= min(limit, _AGREED) else []
-        if not row["area"]:
-            return doubts if n_empty >= _RARE * len(typical) > 0 else ["empty", *doubts]
-        if len(regions) < _MIN_TYPICAL:
-            return doubts
-        shares = {
-            "tiny": np.mean(usual["area"] <= row["area"]),
-            "huge": np.mean(usual["area"] >= row["area"]),
-            f"{row['components']} components": np.mean(usual["components"] >= row["components"]),
-            "at the border": np.mean(usual["at_border"] >= row["at_border"]),
-        }
-        return [text for text, share in shares.items() if share < _RARE] + doubts
 
-    reasons = {image_id: list_reasons(row) for image_id, row in predicted.items()}
-    order = sorted(
-        predicted, key=lambda image_id: (-len(reasons[image_id]), predicted[image_id]["agreement"])
-    )
-    return [
-        {"image_id": image_id, "suspicious": ", ".join(reasons[image_id]), **predicted[image_id]}
-        for image_id in order
-    ]
+def _list_shapes(row: Mapping, usual: Mapping[str, np.ndarray]) -> list[str]:
+    """What is rare about a predicted region, in words, next to the training masks' measures (N,) by name."""
+    shares = {
+        "tiny": np.mean(usual["area"] <= row["area"]),
+        "huge": np.mean(usual["area"] >= row["area"]),
+        f"{row['components']} components": np.mean(usual["components"] >= row["components"]),
+        "at the border": np.mean(usual["at_border"] >= row["at_border"]),
+    }
+    return [text for text, share in shares.items() if share < _RARE]

@@ -19,10 +19,10 @@ from ctseg.config import Config
 from ctseg.data import (
     Case,
     MaskSet,
+    SegmentationDataset,
     find_training_files,
     find_window,
     map_threads,
-    printable,
     read_image,
     read_mask,
     read_size,
@@ -30,7 +30,7 @@ from ctseg.data import (
 from ctseg.folders import find_folders
 from ctseg.metrics import dice_score
 from ctseg.split import find_duplicates, make_thumbnail
-from ctseg.transforms import average_area, make_letterbox, shrink_size, to_float
+from ctseg.transforms import EvalTransform, average_area, make_letterbox, shrink_size, to_float
 
 
 class Example(NamedTuple):
@@ -47,16 +47,12 @@ def read_example(case: Case, window: tuple[float, float] | None = None, *, side:
     Raises:
         ValueError: a file cannot be read, or the mask's size is not the image's.
     """
-    size = read_size(case.image)
-    image = Image.fromarray(read_image(case.image, min_size=side, window=window))
-    small = shrink_size(size, side)
-    pixels = np.asarray(image.resize(small[::-1], Image.Resampling.BOX))
-    if case.mask is None:
+    image, mask, size = SegmentationDataset([case], EvalTransform(side), window).read(0)
+    small = shrink_size(size, side)[::-1]
+    pixels = np.asarray(Image.fromarray(image).resize(small, Image.Resampling.BOX))
+    if mask is None:
         return Example(case.image_id, pixels, None)
-    mask = read_mask(case.mask, case.mask_set)
-    if mask.shape != size:
-        raise ValueError(f"mask {printable(case.mask)} is {mask.shape}, its image is {size} (H, W)")
-    share = np.asarray(Image.fromarray(mask.astype(np.float32)).resize(small[::-1], Image.Resampling.BOX))
+    share = np.asarray(Image.fromarray(mask.astype(np.float32)).resize(small, Image.Resampling.BOX))
     return Example(case.image_id, pixels, share > (0.5 if (share > 0.5).any() else 0))  # no region is lost
 
 
@@ -129,7 +125,7 @@ def _describe_case(case: Case, window: tuple[float, float] | None) -> dict:
 class _Trait(NamedTuple):
     """A number by which cases are compared, from a row of `describe_cases`."""
 
-    measure: Callable[[Sequence[Mapping]], list[float]]  # of each row; 0 where it has no logarithm
+    measure: Callable[[Sequence[Mapping]], list[float]]  # its value in each row; 0 if it has no logarithm
     is_log: bool  # whether half as much is as far from the median as twice as much
     least_spread: float  # of its values, or their logarithms: less than that, nobody would see
     text: str  # for its value and the median
@@ -166,8 +162,9 @@ def find_outliers(descriptions: Sequence[Mapping], n: int) -> list[tuple[int, st
     """Find the n most unusual of `describe_cases`' rows, the most unusual first: (index, why).
 
     Of size, shape, brightness, contrast and mask area the one counts that is farthest from the median, in
-    standard deviations as estimated from the median absolute deviation, and each has its share of the n, lest
-    all be small regions. Less than two of them are not unusual, nor is an empty mask.
+    standard deviations as estimated from the median absolute deviation. Each has its share of the n, so that
+    not all are small regions. Rows less than two standard deviations away are left out; an empty mask is not
+    unusual.
     """
     found = [_measure_trait(trait, descriptions) for trait in _TRAITS]
     distances = np.array([trait_distances for trait_distances, _ in found])  # (traits, N)
@@ -229,7 +226,7 @@ def _measure_border_cost(case: Case, target_size: int) -> dict | None:
 
 
 def find_near_duplicates(train: Sequence[Case], test: Sequence[Case]) -> list[tuple[Case, Case]]:
-    """Find pairs of near-duplicates as the data check does, with test images and within training in turn."""
+    """Find near-duplicates as the data check does; pairs with a test image and training pairs take turns."""
     cases = [*train, *test]
     pairs = find_duplicates(list(map_threads(_read_thumbnail, cases)))
     across = [(first, second) for first, second in pairs if first < len(train) <= second]
@@ -257,12 +254,11 @@ def tabulate_channels(
     areas = [row for row in found if row]  # under curves, of each image
     rows = []
     for name in _CHANNELS:
-        if values := np.array([row[name] for row in areas if name in row]).tolist():
-            mean = float(np.mean(values))
-            lower = float(np.mean(np.array(values) < 0.5))
-            rows.append(
-                {"channel": name, "auc": max(mean, 1 - mean), "lower_inside": lower, "images": len(values)}
-            )
+        values = np.array([row[name] for row in areas if name in row])
+        if len(values):
+            auc = max(values.mean(), 1 - values.mean())
+            shares = {"auc": float(auc), "lower_inside": float(np.mean(values < 0.5))}
+            rows.append({"channel": name, **shares, "images": len(values)})
     return sorted(rows, key=lambda row: -row["auc"])
 
 
@@ -331,9 +327,9 @@ def describe_change(name: str, strength: float) -> str:
 def make_changes(
     pixels: Tensor, strengths: Mapping[str, float], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Make what each random change alone does: by its description, the original and two unlike draws.
+    """Apply each random change alone: by its description, the original and the two most unlike of 64 draws.
 
-    A grid is drawn on the image, so that one sees how it bends. Changes of strength 0 are left out.
+    A grid is drawn on the image, so that its bending shows. Changes of strength 0 are left out.
 
     Args:
         pixels: an image and its target, uint8 (4, S, S).

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
-from skimage.measure import block_reduce
 
 from ctseg.data import Case, png_path, read_image, read_mask
 from ctseg.metrics import dice_score
+from ctseg.transforms import thin_out
 
 TRUE, PREDICTED = "lime", "magenta"  # of outlines and errors: a pair that color-blind readers tell apart too
 # Of curves and bars, which they tell apart as well: Okabe & Ito, Color Universal Design, 2008.
@@ -93,22 +93,6 @@ def use_log_axis(axis: Axes) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
-
-
-def find_stride(array: np.ndarray) -> int:
-    """Of an image (H, W, 3) or mask (H, W), every how many-th pixel is drawn, so that 512 to 1,023 remain."""
-    return max(1, max(array.shape[:2]) // 512)
-
-
-def thin_out(array: np.ndarray) -> np.ndarray:
-    """Every n-th row and column of an image (H, W, 3) or map (H, W), see `find_stride`.
-
-    Of a mask, whether there is foreground in n x n pixels, so that none is lost.
-    """
-    every = find_stride(array)
-    if array.dtype == bool and every > 1:
-        return block_reduce(array, every, np.max)
-    return np.ascontiguousarray(array[::every, ::every])
 
 
 def draw_outline(axis: Axes, mask: np.ndarray, color: str, style: str = "-", linewidth: float = 1.2) -> None:

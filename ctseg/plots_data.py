@@ -17,14 +17,13 @@ from ctseg.plots import (
     TRUE,
     add_bar,
     draw_outline,
-    find_stride,
     new_axes,
     plot_cases,
     plot_sentence,
     show_case,
     use_log_axis,
 )
-from ctseg.transforms import ResizeAndPad
+from ctseg.transforms import ResizeAndPad, find_stride
 
 _EARLY = COLORS[4]  # the outline of a mask that was thresholded early
 _CHANNEL_COLORS = {"red": COLORS[5], "green": COLORS[2], "blue": COLORS[0]}

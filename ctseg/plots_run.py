@@ -22,13 +22,13 @@ from ctseg.plots import (
     new_axes,
     plot_sentence,
     show_case,
-    thin_out,
     use_log_axis,
 )
 from ctseg.postprocess import PostProcess, make_mask, make_probability, postprocess_mask
 from ctseg.predict import OutOfFold, Predictor, measure_spread
 from ctseg.schedule import SCHEDULES
 from ctseg.submission import encode_rle
+from ctseg.transforms import thin_out
 
 
 def plot_schedule(config: Config) -> Figure:
@@ -123,7 +123,7 @@ def plot_steps(
         axis.axis("off")
     add_bar(figure, shown, axes[2], "probability")
     cut = smoothed > steps.threshold
-    masks = {f"threshold {steps.threshold:g}": cut, "no holes, largest": postprocess_mask(cut, steps)}
+    masks = {f"smoothed, cut at {steps.threshold:g}": cut, "no holes, largest": postprocess_mask(cut, steps)}
     for axis, (title, mask) in zip(axes[3:], masks.items()):
         text = f"{title}: Dice {dice_score(mask, true_mask):.3f}"
         show_case(axis, _paint_errors(image, true_mask, mask), None, None, text)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
-from skimage.measure import block_reduce, label
+from skimage.measure import label
 
 from ctseg.files import read_json
 from ctseg.metrics import bootstrap_interval
-from ctseg.transforms import Letterbox
+from ctseg.transforms import Letterbox, thin_out
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,12 @@ def measure_mask(mask: np.ndarray) -> dict:
     """Measure a mask, bool (H, W).
 
     Its area, as a share of the image; the number of its 8-connected components, where gaps of less than 1/512
-    of the longer side do not count; whether it touches the border.
+    of the longer side do not count; whether it touches the border. An empty mask has 0, 0 and False.
     """
-    step = max(1, max(mask.shape) // 512)
-    small = block_reduce(mask, step, np.max) if step > 1 else mask  # what is connected stays connected
     edges = mask[0], mask[-1], mask[:, 0], mask[:, -1]
     return {
         "area": float(mask.mean()),
-        "components": int(label(small, connectivity=2).max()),
+        "components": int(label(thin_out(mask), connectivity=2).max()),
         "at_border": bool(np.concatenate(edges).any()),
     }
 
@@ -180,8 +178,8 @@ def keep_if_earned(
 ) -> PostProcess:
     """Return `chosen` if its cross-fitted Dice (N,) is above the baseline's in the mean, else `baseline`.
 
-    Another choice does not carry over from some folds to the others, as with networks that are hardly
-    trained, or nothing was chosen without them; it will not carry over to test images.
+    Otherwise it does not carry over from some folds to the others, as with networks that are hardly trained,
+    or few images decided it; then it will not carry over to test images either.
     """
     return chosen if np.mean(fitted_scores) > np.mean(baseline_scores) else baseline
 

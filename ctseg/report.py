@@ -71,13 +71,13 @@ def write_summary(
     *,
     scores: Mapping[str, Mapping],
     postprocess: str,
-    unfinished: Sequence[str] = (),
+    notes: Sequence[str] = (),
     submission: str = "",
     members: Mapping[str, Path] = MappingProxyType({}),
 ) -> dict:
     """Write `summary.json`.
 
-    Scores as `summarize` gives them, post-processing, unfinished and failed folds, what was checked of the
+    Scores as `summarize` gives them, post-processing, notes on folds, failed folds, what was checked of the
     submission, training seconds by fold, environment. Folds are those of the run or, in an average, of its
     `members`, folders by the names of the runs.
     """
@@ -92,7 +92,7 @@ def write_summary(
         "scores": dict(scores),
         "postprocess": postprocess,
         "submission": submission,
-        "unfinished": list(unfinished),
+        "notes": list(notes),
         "failed": {name: read_last_line(path) for name, path in failures},
         "train_seconds": {
             f"{prefix}{name}": sum(row["seconds"] for row in history)
@@ -203,7 +203,7 @@ def _list_missing(summary: Mapping) -> list[str]:
         *run, fold = name.rsplit("/", 1)
         file = "/".join([*run, f"failed_{fold}.txt"])
         failed.append(f"{name} failed in its last try: {found[1] if found else ''} (see {file})")
-    return [*failed, *summary["unfinished"]]
+    return [*failed, *summary["notes"]]
 
 
 def _show_cases(run_dir: Path, title: str, kinds: Sequence[str]) -> str:
@@ -260,7 +260,7 @@ def print_summary(run_dir: Path) -> None:
         print(f"{name:<{width}} Dice {score['dice']:.4f}  {interval}  {score['n']} images")
     for name, reason in summary["failed"].items():
         print(f"{'FAILED':<{width}} {name}: {reason}")
-    for text in summary.get("unfinished", []):
+    for text in summary["notes"]:
         print(f"{'NOTE':<{width}} {text}")
     print(f"{'applied':<{width}} {summary['postprocess']}")
     if summary["submission"]:  # there may be no test images yet, and a file of an earlier try

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from PIL import Image
+from skimage.measure import block_reduce
 from skimage.transform import resize_local_mean
 from torch import Tensor
 
@@ -66,6 +67,23 @@ def shrink_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     scale = min(1.0, side / max(size))
     height, width = (max(1, round(scale * pixels)) for pixels in size)
     return height, width
+
+
+def find_stride(array: np.ndarray) -> int:
+    """The n of `thin_out`: 512 to 1,023 pixels remain of the longer side of an array, (H, W, …)."""
+    return max(1, max(array.shape[:2]) // 512)
+
+
+def thin_out(array: np.ndarray) -> np.ndarray:
+    """Keep every n-th row and column of an image (H, W, 3) or map (H, W), to draw or measure it faster.
+
+    Of a mask, bool (H, W), a pixel says whether there is foreground in n x n pixels: no region is lost, and
+    what is connected stays connected.
+    """
+    stride = find_stride(array)
+    if array.dtype == bool and stride > 1:
+        return block_reduce(array, stride, np.max)
+    return np.ascontiguousarray(array[::stride, ::stride])
 
 
 def make_letterbox(original_size: tuple[int, int], target_size: int) -> Letterbox:

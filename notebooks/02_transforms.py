@@ -68,8 +68,8 @@ image, mask = read_image(case.image, window=train.window), read_mask(case.mask, 
 keep_figure(plot_undo(image, mask, config.target_size), run_dir, "2 Into the square and back")
 
 # %% [markdown]
-# *What to look for:* the late outline follows the true one, the early one has the square's steps. The
-# network costs nothing here: this loss comes before its first mistake.
+# *What to look for:* the late outline follows the true one, the early one has the square's steps. What the
+# early one costs is lost before the network makes its first mistake.
 # [nnU-Net](https://doi.org/10.1038/s41592-020-01008-z) goes back to the image's own size before it decides,
 # too.
 #

@@ -146,9 +146,9 @@ if validation:
     areas = np.array([small.get_mask(index).mean() for index in range(len(small.cases))])
     figure = plot_scores(baseline_scores, areas)
     display(keep_figure(figure, run_dir, "4 Dice of each validation image"))
-    if not config.runs:
-        names = [fold_dir.name for fold_dir in fold_dirs]
-        unfinished += list_weak(baseline_scores, validation.folds, names)
+    names = [fold_dir.name for fold_dir in fold_dirs]
+    weak = [] if config.runs else list_weak(baseline_scores, validation.folds, names)
+    print(*weak, sep="\n", end="\n" * bool(weak))
 
 # %% [markdown]
 # The four worst cases, four in the middle, the four best. Green is missed, magenta is too much. *What to look
@@ -354,7 +354,8 @@ if test:
 # %%
 if validation:
     write_cases(run_dir, validation, chosen, train.window)
-    texts = {"postprocess": str(chosen), "unfinished": unfinished, "submission": checked}
+    notes = [*unfinished, *weak]
+    texts = {"postprocess": str(chosen), "notes": notes, "submission": checked}
     averaged = {member.run: member_dir for member, member_dir in members if config.runs}
     summary = write_summary(run_dir, scores=summaries, members=averaged, **texts)
     for name, reason in summary["failed"].items():

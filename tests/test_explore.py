@@ -54,7 +54,7 @@ def test_an_example_is_small_with_its_mask_at_the_same_size(tmp_path):
     assert read_example(Case("a", case.image)).mask is None
     assert read_example(case).image.shape == (40, 80, 3)  # none is made larger
     other = make_case(tmp_path, "b", mask.T)
-    with pytest.raises(ValueError, match="its image is"):
+    with pytest.raises(ValueError, match=r"is \(80, 40\), its image .* is \(40, 80\)"):
         read_example(Case("a", case.image, other.mask))
 
 

@@ -47,10 +47,10 @@ IMPORTS = {
     | {"tables", "transforms"},
     "explore": {"augment", "config", "data", "folders", "metrics", "split", "transforms"},
     "diagnose": {"config", "data", "losses", "metrics", "model", "postprocess"},
-    "plots": {"data", "metrics"},
+    "plots": {"data", "metrics", "transforms"},
     "plots_data": {"explore", "metrics", "plots", "transforms"},
     "plots_run": {"config", "contest", "data", "metrics", "plots", "postprocess", "predict"}
-    | {"schedule", "submission"},
+    | {"schedule", "submission", "transforms"},
     "page": {"files", "plots"},
     "report": {"config", "data", "files", "metrics", "page", "plots", "postprocess", "predict", "train"},
     "fingerprint": {"data", "files"},

@@ -15,8 +15,8 @@ from ctseg.plots import (
     plot_history,
     plot_predictions,
     table,
-    thin_out,
 )
+from ctseg.transforms import thin_out
 
 
 def draw(figure) -> None:

@@ -119,7 +119,7 @@ def test_a_case_is_drawn_on_its_way_to_a_mask(validation):
     assert smoothed.get_title() == "smoothed by 0.05 of the side"
     assert find_painted(cut, MAGENTA)[7, 7] and not find_painted(final, MAGENTA)[7, 7]
     assert (
-        cut.get_title() == "threshold 0.5: Dice 0.492"
+        cut.get_title() == "smoothed, cut at 0.5: Dice 0.492"
         and final.get_title() == "no holes, largest: Dice 0.500"
     )
     assert figure.axes[5].get_ylabel() == "probability"

@@ -100,7 +100,7 @@ def report(run_dir, **given) -> str:
 
 
 def test_a_report_says_what_was_found_in_files_that_are_there(run_dir):
-    page = report(run_dir, unfinished=["fold1 is not finished, and has 3 epochs"])
+    page = report(run_dir, notes=["fold1 is not finished, and has 3 epochs"])
     for text in (
         '<p class="big">Dice 0.6250</p><p class="faint">on 2 validation images, cross-fitted; ',
         "95 % interval 0.5000 to 0.7500",

@@ -661,10 +661,20 @@ FAULTS = [
         "dice_score(mean > 0.5, mean > 0.5)",
     ),
     ("disagreement of one orientation", "predict", 'network, images, "flips")', 'network, images, "none")'),
-    ("the least suspicious first", "diagnose", "(-len(reasons[image_id])", "(len(reasons[image_id])"),
+    (
+        "the least suspicious first",
+        "diagnose",
+        '(-len(reasons[row["image_id"]])',
+        '(len(reasons[row["image_id"]])',
+    ),
     ("a plateau taken for overfitting", "diagnose", "chance = max(3 * noise", "chance = max(0 * noise"),
     ("a run told to be shorter", "diagnose", "2 * max(n, config.epochs or 0)", "2 * n"),
-    ("each image's own direction of a channel", "explore", "max(mean, 1 - mean)", "max(mean, 1.0)"),
+    (
+        "each image's own direction of a channel",
+        "explore",
+        "max(values.mean(), 1 - values.mean())",
+        "np.maximum(values, 1 - values).mean()",
+    ),
     ("vanished regions left out", "explore", "if not mask.any():", "if mask.mean() < 0.001:"),
     (
         "regions shrink at the edge",
@@ -675,9 +685,9 @@ FAULTS = [
     ("usual cases called unusual", "explore", "_UNUSUAL = 2.0", "_UNUSUAL = -1.0"),
     (
         "a speck lost in a large mask",
-        "postprocess",
-        "block_reduce(mask, step, np.max)",
-        "mask[::step, ::step]",
+        "transforms",
+        "block_reduce(array, stride, np.max)",
+        "array[::stride, ::stride]",
     ),
     (
         "empty training masks among regions",
